@@ -1,0 +1,130 @@
+#!/bin/sh
+# Makes ready what `make demo` and `make test` need: the system's tools and the virtual
+# environment given as the first argument. Done again it only looks and is through in a moment.
+# It installs system packages only as root and only those that are missing; otherwise it names
+# them, once. It never changes anything outside the virtual environment but by apt-get.
+set -eu
+
+venv=$1
+PATH=$PATH:/usr/sbin:/sbin
+
+say() { echo "prepare: $*" >&2; }
+fail() { say "$*"; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# --- Python -------------------------------------------------------------------------------
+
+recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+        if have "$candidate" && recent "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+    fail "Python 3.11 or newer is needed, as ${PYTHON:-python3} in PATH or given by PYTHON=..."
+}
+
+can_import() { "$python" -c "import $1" 2>/dev/null; }
+
+has_headers() {
+    "$python" -c 'import os, sys, sysconfig
+sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))'
+}
+
+# "python3.11" for Debian's interpreter of that name: the stem of its packages.
+python_stem() { "$python" -c 'import sys; print("python%d.%d" % sys.version_info[:2])'; }
+
+# --- Debian packages ----------------------------------------------------------------------
+
+is_root() { [ "$(id -u)" = 0 ]; }
+
+# Prints the packages behind the tools that are missing: of the lab, of the environment, of the
+# compiler. An interpreter that Debian did not build brings its own venv and headers.
+lab_packages() {
+    have iptables || echo iptables
+    have nft || echo nftables
+    have ip || echo iproute2
+    have conntrack || echo conntrack
+}
+
+venv_packages() {
+    can_import ensurepip || echo "$(python_stem)-venv"
+}
+
+compiler_packages() {
+    have gcc || echo gcc
+    [ -e /usr/include/stdio.h ] || echo libc6-dev
+    has_headers || echo "$(python_stem)-dev"
+}
+
+missing_packages() { echo $(lab_packages) $(venv_packages) $(compiler_packages); }
+
+apt_install() {
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" \
+        </dev/null >"$log" 2>&1
+}
+
+# The package lists of a fresh machine are empty or old: fetch them when the first try fails.
+install_packages() {
+    say "installing $* (apt-get)"
+    log=$(mktemp)
+    if ! apt_install "$@"; then
+        apt-get update -q </dev/null >>"$log" 2>&1 || true
+        apt_install "$@" || { tail -n 5 "$log" >&2; say "apt-get could not install: $*"; }
+    fi
+    rm -f "$log"
+}
+
+system_tools() {
+    packages=$(missing_packages)
+    [ -n "$packages" ] || return 0
+    if is_root && have apt-get; then
+        install_packages $packages
+    fi
+    packages=$(missing_packages)
+    [ -z "$packages" ] || explain_missing
+}
+
+explain_missing() {
+    packages=$(venv_packages)
+    [ -z "$packages" ] || fail "$python cannot make virtual environments; as root: apt-get install $packages"
+    packages=$(echo $(lab_packages))
+    [ -z "$packages" ] || say "without them there is no lab of NATs; as root: apt-get install $packages"
+    packages=$(echo $(compiler_packages))
+    [ -z "$packages" ] || say "python-iptables cannot be compiled; as root: apt-get install $packages"
+}
+
+# --- the virtual environment --------------------------------------------------------------
+
+wanted_extras() {
+    if [ -z "$(compiler_packages)" ]; then echo gateway,test; else echo test; fi
+}
+
+# The stamp holds the extras that were installed; it is as old as the last good installation.
+up_to_date() {
+    [ -e "$stamp" ] && [ "$(cat "$stamp")" = "$extras" ] || return 1
+    for source in setup.py pyproject.toml scripts/prepare.sh; do
+        [ "$stamp" -nt "$source" ] || return 1
+    done
+    same_python && "$venv/bin/python" -c 'import tox, gevent' 2>/dev/null
+}
+
+same_python() { [ "$("$venv/bin/python" --version 2>&1)" = "$("$python" --version)" ]; }
+
+install_venv() {
+    say "installing into $venv with $("$python" --version)"
+    rm -f "$stamp"
+    same_python || "$python" -m venv --clear "$venv"
+    "$venv/bin/python" -m pip install -qq --disable-pip-version-check \
+        -e ".[$extras]" 'tox>=4.11' </dev/null
+    echo "$extras" >"$stamp"
+}
+
+cd "$(dirname "$0")/.."
+python=$(find_python)
+stamp=$venv/extras
+system_tools
+extras=$(wanted_extras)
+up_to_date || install_venv
