@@ -1,0 +1,98 @@
+"""Internet addresses as pure values: reading, writing, and what kind of network they are of.
+
+It must never resolve a name, open a socket or look at this machine's interfaces.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+Address = tuple[str, int]
+"""An IP literal and a port, as the socket module has them for AF_INET."""
+
+BROKER_PORT = 65432
+"""The predefined port at which connectors look for a broker (Son & Livny 2003, section 4)."""
+
+GATEWAY_PORT = 65431
+"""The port at which dpfd takes commands unless told otherwise."""
+
+_PRIVATE = tuple(
+    ipaddress.ip_network(n)
+    for n in (
+        "10.0.0.0/8",  # RFC 1918
+        "172.16.0.0/12",
+        "192.168.0.0/16",
+        "100.64.0.0/10",  # RFC 6598, carrier-grade NAT
+        "169.254.0.0/16",  # RFC 3927
+        "127.0.0.0/8",
+        "fc00::/7",  # RFC 4193
+        "fe80::/10",
+        "::1/128",
+    )
+)
+
+
+def is_ip(host: str) -> bool:
+    """Return whether ``host`` is an IPv4 or IPv6 literal."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_private(host: str) -> bool:
+    """Return whether ``host`` (an IP literal) has a meaning only inside some network.
+
+    RFC 1918, RFC 6598, RFC 4193, link-local and loopback ranges. Documentation ranges
+    count as public: the lab uses them for its Internet.
+
+    Raises ValueError if ``host`` is no IP literal.
+    """
+    address = ipaddress.ip_address(host)
+    return any(address.version == net.version and address in net for net in _PRIVATE)
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether ``host`` (an IP literal) never leaves this machine."""
+    address = ipaddress.ip_address(host)
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def is_wildcard(host: str) -> bool:
+    """Return whether ``host`` is the address that means all of this host's addresses."""
+    return host == "" or ipaddress.ip_address(host).is_unspecified
+
+
+def parse_port(text: str, what: str = "port") -> int:
+    """Return ``text`` as a port number, 0 to 65535; raise ValueError saying what is right."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ValueError(f"{what}: {text!r} is not a port; a number from 0 to 65535 would be")
+    return int(text)
+
+
+def parse_host_port(text: str, default_port: int) -> Address:
+    """Read ``host``, ``host:port``, ``[v6]`` or ``[v6]:port``; the host may be a name.
+
+    Raises ValueError with the right form in its text.
+    """
+    text = text.strip()
+    if text.startswith("["):
+        host, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not an address; [2001:db8::1]:65432 would be")
+        port = rest[1:]
+    elif text.count(":") > 1:
+        host, port = text, ""
+    else:
+        host, _, port = text.partition(":")
+    if not host:
+        raise ValueError(f"{text!r} names no host; host:port would be right")
+    return host, parse_port(port, f"port of {host}") if port else default_port
+
+
+def format_address(address: tuple[str, int]) -> str:
+    """Return ``host:port``, with brackets around an IPv6 host."""
+    host, port = address[0], address[1]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,198 @@
+"""Settings: from arguments, the environment and TOML files, in this order.
+
+Shared by all three houses: how a file is read and how a wrong key is named. It must never
+open a socket or start anything.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .addresses import BROKER_PORT, GATEWAY_PORT, Address, parse_host_port
+from .errors import ConfigError
+from .wire.auth import Key
+
+MIN_TOKEN_BYTES = 8
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Return the tables of a TOML file; raises ConfigError naming the file and the line."""
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+
+
+def read_tokens(path: str) -> list[Key]:
+    """Return the keys of a token file: a token a line, ``name token`` or just ``token``.
+
+    Empty lines and lines that start with # are passed over. Raises ConfigError naming the
+    line, never its content.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: the token file cannot be read: {error}") from error
+    keys = []
+    for number, line in enumerate(lines, 1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        keys.append(_key_of(words, f"{path}:{number}"))
+    if not keys:
+        raise ConfigError(f"{path}: no token in it; one 'name token' a line would be right")
+    return keys
+
+
+def _key_of(words: list[str], where: str) -> Key:
+    name, secret = words if len(words) == 2 else ("default", words[0])
+    if len(words) > 2 or len(secret) < MIN_TOKEN_BYTES:
+        raise ConfigError(
+            f"{where}: not a token; 'name token' with a token of {MIN_TOKEN_BYTES} or more "
+            "characters and no spaces would be right"
+        )
+    return Key(secret.encode(), name)
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """What a patched program knows of its brokers and its gateway.
+
+    ``patience`` (seconds) bounds how long a broker or gateway is waited for; ``lifetime``
+    (seconds) is what registrations and mappings are asked for.
+    """
+
+    brokers: tuple[Address, ...] = ()
+    gateway: Address | None = None
+    token_file: str = ""
+    token: str = field(default="", repr=False)
+    network: str = ""
+    log: str = "WARNING"
+    identity: str = "proxy"
+    lifetime: int = 30
+    patience: float = 3.0
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is configured at all."""
+        return bool(self.brokers or self.gateway)
+
+    def key(self) -> Key | None:
+        """Return the client's key, if it has a token. Raises ConfigError."""
+        if self.token:
+            return Key(self.token.encode())
+        return read_tokens(self.token_file)[0] if self.token_file else None
+
+
+VARIABLES = {
+    "GCB_BROKER": "broker",
+    "DPF_SERVER": "dpf",
+    "GCB_TOKEN": "token",
+    "GCB_TOKEN_FILE": "token_file",
+    "GCB_NETWORK": "network",
+    "GCB_LOG": "log",
+    "GCB_IDENTITY": "identity",
+    "GCB_LIFETIME": "lifetime",
+    "GCB_PATIENCE": "patience",
+}
+
+
+def client_config(environ: Mapping[str, str], **given: Any) -> ClientConfig:
+    """Build the client's settings; ``given`` wins over ``environ``, that over the file.
+
+    Raises ConfigError naming the key or variable.
+    """
+    settings: dict[str, tuple[str, Any]] = {}
+    path = given.pop("config", None) or environ.get("GCB_CONFIG")
+    if path:
+        settings.update({k: (f"{path}: {k}", v) for k, v in read_toml(path).items()})
+    for variable, name in VARIABLES.items():
+        if environ.get(variable):
+            settings[name] = variable, environ[variable]
+    settings.update({k: (f"{k}=", v) for k, v in given.items() if v is not None})
+    config = ClientConfig()
+    for name, (where, value) in settings.items():
+        config = _with_setting(config, name, where, value)
+    return config
+
+
+def to_environ(config: ClientConfig) -> dict[str, str]:
+    """Return the variables that give a child process the same settings."""
+    pairs = {
+        "GCB_BROKER": ",".join(_joined(a) for a in config.brokers),
+        "DPF_SERVER": _joined(config.gateway) if config.gateway else "",
+        "GCB_TOKEN": config.token,
+        "GCB_TOKEN_FILE": os.path.abspath(config.token_file) if config.token_file else "",
+        "GCB_NETWORK": config.network,
+        "GCB_LOG": config.log,
+        "GCB_IDENTITY": config.identity,
+        "GCB_LIFETIME": str(config.lifetime),
+        "GCB_PATIENCE": str(config.patience),
+    }
+    return {k: v for k, v in pairs.items() if v}
+
+
+def _joined(address: Address) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _with_setting(config: ClientConfig, name: str, where: str, value: Any) -> ClientConfig:
+    try:
+        return replace(config, **_READERS[name](value))
+    except KeyError:
+        known = ", ".join(sorted(_READERS))
+        raise ConfigError(f"{where} is not a setting; known are {known}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _brokers(value: Any) -> dict[str, Any]:
+    texts = value if isinstance(value, list) else str(value).split(",")
+    return {"brokers": tuple(parse_host_port(t, BROKER_PORT) for t in texts if t.strip())}
+
+
+def _number(name: str, kind: type, low: float, high: float) -> Any:
+    def read(value: Any) -> dict[str, Any]:
+        number = kind(value)
+        if not low <= number <= high:
+            raise ValueError(f"{value} is out of range; {low} to {high} would be right")
+        return {name: number}
+
+    return read
+
+
+def _identity(value: Any) -> dict[str, Any]:
+    if value not in ("proxy", "local"):
+        raise ValueError(f"{value!r} is not an identity; 'proxy' or 'local' would be right")
+    return {"identity": value}
+
+
+def _log(value: Any) -> dict[str, Any]:
+    if str(value).upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ValueError(f"{value!r} is no level; DEBUG, INFO, WARNING or ERROR would be right")
+    return {"log": str(value).upper()}
+
+
+def _text(name: str) -> Any:
+    return lambda value: {name: str(value)}
+
+
+_READERS: dict[str, Any] = {
+    "broker": _brokers,
+    "dpf": lambda value: {"gateway": parse_host_port(str(value), GATEWAY_PORT)},
+    "token": _text("token"),
+    "token_file": _text("token_file"),
+    "network": _text("network"),
+    "log": _log,
+    "identity": _identity,
+    "lifetime": _number("lifetime", int, 1, 86400),
+    "patience": _number("patience", float, 0.1, 600.0),
+}

@@ -1,0 +1,371 @@
+"""What can be said: one struct for the request and one for the reply of every command.
+
+Bounds stand here, beside the fields, and are checked while decoding. This room must never
+do anything: no I/O, no state, no clock.
+
+Bodies are msgpack arrays in the order of the fields; fields that a later version appends
+are ignored by an earlier one.
+"""
+
+from __future__ import annotations
+
+import enum
+import ipaddress
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from ..addresses import Address
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Protocol = Annotated[int, Meta(ge=6, le=17)]
+Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
+"""A random 128-bit name: of a client (an agent) or of one of its listeners."""
+Short = Annotated[bytes, Meta(min_length=8, max_length=8)]
+"""64 bits: an epoch, a cookie, a nonce, or the name of a rendezvous."""
+Proof = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Secret = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Claim = Annotated[bytes, Meta(max_length=16)]
+Lifetime = Annotated[int, Meta(ge=0, le=86400)]
+Network = Annotated[str, Meta(max_length=64)]
+
+TCP, UDP = 6, 17
+
+
+class Command(enum.IntEnum):
+    """Byte 4 of the header. 1-15 are GCB's, 16-31 are DPF's."""
+
+    HELLO = 1
+    REGISTER = 2
+    REFRESH = 3
+    UNREGISTER = 4
+    CONNECT = 5
+    CALL = 6
+    JOIN = 7
+    OPEN = 8
+    GO = 9
+    SESSION = 16
+    FORWARD = 17
+    UNFORWARD = 18
+    RENEW = 19
+    QUERY = 20
+    PROVE = 21
+
+
+class PathKind(enum.IntEnum):
+    """How two sides are joined (ICE's candidate pair types, RFC 8445)."""
+
+    LOCAL = 1
+    DIRECT = 2
+    REVERSE = 3
+    PUNCHED = 4
+    RELAYED = 5
+
+
+class Message(msgspec.Struct, array_like=True, frozen=True):
+    """Base of all bodies."""
+
+
+class Endpoint(Message, frozen=True):
+    """An IP literal and a port."""
+
+    host: Annotated[str, Meta(min_length=2, max_length=45)]
+    port: Port
+
+    def __post_init__(self) -> None:
+        ipaddress.ip_address(self.host)
+
+    @property
+    def address(self) -> Address:
+        """The pair that the socket module takes."""
+        return self.host, self.port
+
+    @classmethod
+    def of(cls, address: tuple[str, int]) -> Endpoint:
+        """Make an endpoint of a socket module's address."""
+        return cls(address[0], address[1])
+
+
+Endpoints = Annotated[list[Endpoint], Meta(max_length=8)]
+
+
+class Path(Message, frozen=True):
+    """One way to join the two sides; ``addresses`` are where its dialler dials."""
+
+    kind: PathKind
+    addresses: Endpoints
+
+
+Paths = Annotated[list[Path], Meta(max_length=8)]
+
+
+class Nothing(Message, frozen=True):
+    """The body of a request or reply that says nothing beyond its header."""
+
+
+class Hello(Message, frozen=True):
+    """Ask a broker who it is and which address it sees; proves the sender's address.
+
+    ``padding`` makes the question at least as large as its answer, since the sender's
+    address is not proved yet (RFC 9000, section 8).
+    """
+
+    client: Id
+    padding: Annotated[bytes, Meta(max_length=256)] = bytes(64)
+
+
+class HelloReply(Message, frozen=True):
+    """``cookie`` must stand in every later request from the same address.
+
+    JOIN goes to ``relay_port`` at the host where HELLO went; ``public`` is the host of the
+    broker's proxy addresses (a broker on a gateway is known inside by another one).
+    """
+
+    epoch: Short
+    cookie: Short
+    observed: Endpoint
+    relay_port: Port
+    public: Annotated[str, Meta(max_length=45)] = ""
+
+
+class Register(Message, frozen=True):
+    """Ask for a proxy socket (TURN's Allocate).
+
+    ``wished`` is the port asked for, 0 for any. ``proxy`` and ``claim`` ask for a proxy
+    address that this client held before. ``local`` are addresses at which the agent takes
+    OPEN; ``nonce`` comes back in every CALL, which proves that the caller is the broker.
+    ``lifetime`` in seconds.
+    """
+
+    client: Id
+    cookie: Short
+    listener: Id
+    protocol: Protocol
+    wished: Port
+    nonce: Short
+    local: Endpoints
+    network: Network
+    lifetime: Lifetime
+    proxy: Endpoint | None = None
+    claim: Claim = b""
+
+
+class RegisterReply(Message, frozen=True):
+    """The proxy address, the claim to it, and how many seconds it lives without REFRESH."""
+
+    proxy: Endpoint
+    claim: Claim
+    lifetime: Lifetime
+
+
+class Refresh(Message, frozen=True):
+    """Heartbeat: keep these listeners (TURN's Refresh). At most 32 in one datagram."""
+
+    client: Id
+    cookie: Short
+    listeners: Annotated[list[Id], Meta(max_length=32)]
+
+
+class RefreshReply(Message, frozen=True):
+    """``lost`` are listeners that the broker knows nothing of (they must REGISTER again)."""
+
+    epoch: Short
+    cookie: Short
+    observed: Endpoint
+    lifetime: Lifetime
+    lost: Annotated[list[Id], Meta(max_length=32)]
+
+
+class Unregister(Message, frozen=True):
+    """Close the proxy socket of a listener."""
+
+    client: Id
+    cookie: Short
+    listener: Id
+
+
+class Connect(Message, frozen=True):
+    """Ask the broker to arrange a connection to the proxy address ``target``."""
+
+    client: Id
+    cookie: Short
+    target: Endpoint
+    protocol: Protocol
+    local: Endpoints
+    network: Network
+
+
+class ConnectReply(Message, frozen=True):
+    """A rendezvous: its name, the secret both sides prove, and the paths, best first."""
+
+    rendezvous: Short
+    secret: Secret
+    paths: Paths
+
+
+class Call(Message, frozen=True):
+    """Broker to the listener's agent: somebody wants to connect to ``listener``.
+
+    ``peer`` is the connector's address as the broker saw it. With ``commit`` the listener
+    hands over the one connection on which the connector says GO; without it (an ordinary
+    connector) the joined half is handed over at once.
+    """
+
+    listener: Id
+    nonce: Short
+    rendezvous: Short
+    secret: Secret
+    peer: Endpoint
+    commit: bool
+    paths: Paths
+
+
+class Join(Message, frozen=True):
+    """First frame on a TCP connection to the broker: this is a relayed half."""
+
+    rendezvous: Short
+    listening: bool
+    proof: Proof
+
+
+class Open(Message, frozen=True):
+    """First frame on a TCP connection between two agents; ``proof`` of the rendezvous secret."""
+
+    rendezvous: Short
+    listening: bool
+    proof: Proof
+
+
+class OpenReply(Message, frozen=True):
+    """The other side's proof."""
+
+    proof: Proof
+
+
+class Go(Message, frozen=True):
+    """The connector chose this connection; the program's bytes follow directly."""
+
+    rendezvous: Short
+
+
+class Session(Message, frozen=True):
+    """First frame of a command session with dpfd."""
+
+    client: Id
+
+
+class SessionReply(Message, frozen=True):
+    """``epoch`` changes when dpfd lost its state; ``public`` are the gateway's public hosts."""
+
+    epoch: Short
+    public: Annotated[list[Annotated[str, Meta(max_length=45)]], Meta(max_length=64)]
+
+
+class Forward(Message, frozen=True):
+    """Ask for the mapping [A:B > X:Y]; ``inside`` is X:Y, ``wished`` is A:B.
+
+    ``wished`` may be None, or have the host 0.0.0.0 and/or port 0 for any. ``management``
+    is where the client's management socket for this mapping listens, ``nonce`` its key.
+    ``lifetime`` in seconds.
+    """
+
+    client: Id
+    listener: Id
+    protocol: Protocol
+    inside: Endpoint
+    wished: Endpoint | None
+    management: Endpoint
+    nonce: Secret
+    lifetime: Lifetime
+
+
+class ForwardReply(Message, frozen=True):
+    """The public address A:B and how many seconds it lives without RENEW."""
+
+    public: Endpoint
+    lifetime: Lifetime
+
+
+class Unforward(Message, frozen=True):
+    """Remove the mapping of a listener."""
+
+    client: Id
+    listener: Id
+
+
+class Renew(Message, frozen=True):
+    """Keep these mappings: DPF's REFRESH."""
+
+    client: Id
+    listeners: Annotated[list[Id], Meta(max_length=64)]
+
+
+class RenewReply(Message, frozen=True):
+    """``lost`` are listeners that dpfd knows nothing of."""
+
+    epoch: Short
+    lifetime: Lifetime
+    lost: Annotated[list[Id], Meta(max_length=64)]
+
+
+class Query(Message, frozen=True):
+    """Which inside address does the public address ``public`` stand for?"""
+
+    public: Endpoint
+    protocol: Protocol
+
+
+class QueryReply(Message, frozen=True):
+    """The neighbour's X:Y."""
+
+    inside: Endpoint
+
+
+class Prove(Message, frozen=True):
+    """dpfd to a management socket: are you still the client that I think you are?"""
+
+    challenge: Secret
+
+
+class ProveReply(Message, frozen=True):
+    """HMAC of the challenge under the nonce that the client gave in FORWARD."""
+
+    proof: Proof
+
+
+REQUESTS: dict[Command, type[Message]] = {
+    Command.HELLO: Hello,
+    Command.REGISTER: Register,
+    Command.REFRESH: Refresh,
+    Command.UNREGISTER: Unregister,
+    Command.CONNECT: Connect,
+    Command.CALL: Call,
+    Command.JOIN: Join,
+    Command.OPEN: Open,
+    Command.GO: Go,
+    Command.SESSION: Session,
+    Command.FORWARD: Forward,
+    Command.UNFORWARD: Unforward,
+    Command.RENEW: Renew,
+    Command.QUERY: Query,
+    Command.PROVE: Prove,
+}
+
+REPLIES: dict[Command, type[Message]] = {
+    Command.HELLO: HelloReply,
+    Command.REGISTER: RegisterReply,
+    Command.REFRESH: RefreshReply,
+    Command.UNREGISTER: Nothing,
+    Command.CONNECT: ConnectReply,
+    Command.CALL: Nothing,
+    Command.JOIN: Nothing,
+    Command.OPEN: OpenReply,
+    Command.SESSION: SessionReply,
+    Command.FORWARD: ForwardReply,
+    Command.UNFORWARD: Nothing,
+    Command.RENEW: RenewReply,
+    Command.QUERY: QueryReply,
+    Command.PROVE: ProveReply,
+}
+"""The body of a reply with status SUCCESS; a reply with any other status has none."""
