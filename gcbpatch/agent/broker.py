@@ -1,0 +1,217 @@
+"""Our life at one broker: registrations, heartbeats, and getting everything back after a restart.
+
+One Broker object is one entry of GCB_BROKER. It must never dial: calls are handed on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Callable
+
+from ..addresses import Address, format_address
+from ..config import ClientConfig
+from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
+from ..wire.auth import Key
+from ..wire.messages import (
+    TCP,
+    Call,
+    Command,
+    Connect,
+    ConnectReply,
+    Endpoint,
+    Message,
+    Refresh,
+    RefreshReply,
+    Register,
+    RegisterReply,
+    Unregister,
+)
+from .control import Control, Unreachable
+from .listeners import Listener, Listeners
+
+log = logging.getLogger("gcbpatch.agent")
+
+HEARTBEATS_PER_LIFETIME = 3
+REFRESH_CHUNK = 32
+OnCall = Callable[["Broker", Listener, Call], None]
+
+
+class Broker:
+    """Registers the listeners handed to it and keeps them registered."""
+
+    def __init__(
+        self,
+        address: Address,
+        client: bytes,
+        config: ClientConfig,
+        listeners: Listeners,
+        reception_port: int,
+        on_call: OnCall,
+    ) -> None:
+        self.address = address
+        self.key: Key | None = config.key()
+        self._client = client
+        self._config = config
+        self._listeners = listeners
+        self._reception_port = reception_port
+        self._on_call = on_call
+        self.control = Control(address, client, self.key, self._answer_call)
+        self._mine: set[bytes] = set()
+        self._unreachable = False
+        self._heart: asyncio.Task[None] | None = None
+
+    @property
+    def relay(self) -> Address:
+        """Where relayed halves are dialled."""
+        hello = self.control.hello
+        return self.address[0], hello.relay_port if hello else self.address[1]
+
+    @property
+    def hosts(self) -> set[str]:
+        """Hosts whose ports may be proxy addresses of this broker."""
+        hello = self.control.hello
+        return {self.address[0], hello.public} - {""} if hello else {self.address[0]}
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait: a broker that has been silent gets one try, not a program's time."""
+        return 0.3 if self._unreachable else self._config.patience
+
+    def local_endpoints(self) -> list[Endpoint]:
+        """Where another agent may dial this one."""
+        return [Endpoint(self.control.local_host, self._reception_port)]
+
+    async def reach(self) -> bool:
+        """Return whether the broker answers; greets it if it has not been greeted."""
+        if self.control.hello is not None and not self._unreachable:
+            return True
+        try:
+            await self.control.greet(self.patience)
+        except (Unreachable, RefusedError, RemoteProtocolError) as error:
+            self._note_failure(error)
+            return False
+        self._unreachable = False
+        return True
+
+    def _note_failure(self, error: Exception) -> None:
+        if isinstance(error, Unreachable):
+            self._unreachable = True
+        log.warning("broker %s: %s", format_address(self.address), error)
+
+    def adopt(self, one: Listener) -> None:
+        """Keep at it: at every heartbeat, whatever is not registered here gets registered."""
+        self._mine.add(one.listener)
+        if self._heart is None:
+            self._heart = asyncio.ensure_future(self._beat())
+
+    async def register(self, one: Listener) -> bool:
+        """Get ``one`` its proxy address; what happened stands in it. Adopts it."""
+        self.adopt(one)
+        try:
+            reply = await self.control.ask(
+                Command.REGISTER, lambda cookie: self._register_message(one, cookie), self.patience
+            )
+        except (Unreachable, RefusedError, RemoteProtocolError) as error:
+            self._note_failure(error)
+            one.reason = str(error)
+            if isinstance(error, RefusedError):
+                one.error = errno_of(error.status)
+            return False
+        assert isinstance(reply, RegisterReply)
+        one.proxy, one.claim, one.how = reply.proxy.address, reply.claim, "gcb"
+        one.error, one.reason = 0, ""
+        self._unreachable = False
+        return True
+
+    def _register_message(self, one: Listener, cookie: bytes) -> Message:
+        return Register(
+            client=self._client,
+            cookie=cookie,
+            listener=one.listener,
+            protocol=TCP,
+            wished=one.wished,
+            nonce=one.nonce,
+            local=self.local_endpoints(),
+            network=self._config.network,
+            lifetime=self._config.lifetime,
+            proxy=Endpoint.of(one.proxy) if one.proxy else None,
+            claim=one.claim,
+        )
+
+    async def unregister(self, one: Listener) -> None:
+        """Give the proxy address back; a broker that does not answer forgets it by itself."""
+        self._mine.discard(one.listener)
+        try:
+            await self.control.ask(
+                Command.UNREGISTER,
+                lambda cookie: Unregister(self._client, cookie, one.listener),
+                self.patience,
+            )
+        except (Unreachable, RefusedError, RemoteProtocolError) as error:
+            log.info("unregister at %s: %s", format_address(self.address), error)
+
+    async def connect(self, target: Address) -> ConnectReply:
+        """Ask for a connection to ``target``; raises as Control.ask does."""
+        reply = await self.control.ask(
+            Command.CONNECT,
+            lambda cookie: Connect(
+                self._client,
+                cookie,
+                Endpoint.of(target),
+                TCP,
+                self.local_endpoints(),
+                self._config.network,
+            ),
+            self.patience,
+        )
+        assert isinstance(reply, ConnectReply)
+        return reply
+
+    def _answer_call(self, call: Call) -> Status:
+        one = self._listeners.get(call.listener)
+        if one is None or not one.listens or not hmac.compare_digest(one.nonce, call.nonce):
+            return Status.UNKNOWN
+        self._on_call(self, one, call)
+        return Status.SUCCESS
+
+    async def _beat(self) -> None:
+        """Heartbeats, as long as there is a listener here."""
+        while self._mine:
+            await asyncio.sleep(self._config.lifetime / HEARTBEATS_PER_LIFETIME)
+            self._listeners.check()
+            self._mine = {i for i in self._mine if self._listeners.get(i)}
+            mine = sorted(self._mine)
+            for start in range(0, len(mine), REFRESH_CHUNK):
+                await self._refresh(mine[start : start + REFRESH_CHUNK])
+        self._heart = None
+
+    async def _refresh(self, ids: list[bytes]) -> None:
+        try:
+            reply = await self.control.ask(
+                Command.REFRESH,
+                lambda cookie: Refresh(self._client, cookie, ids),
+                self._config.patience,
+            )
+        except (Unreachable, RefusedError, RemoteProtocolError) as error:
+            self._note_failure(error)
+            return
+        assert isinstance(reply, RefreshReply)
+        self._unreachable = False
+        self._keep_cookie(reply)
+        for one in filter(None, map(self._listeners.get, reply.lost)):
+            await self.register(one)
+
+    def _keep_cookie(self, reply: RefreshReply) -> None:
+        hello = self.control.hello
+        if hello is not None:
+            self.control.hello = type(hello)(
+                reply.epoch, reply.cookie, reply.observed, hello.relay_port, hello.public
+            )
+
+    def close(self) -> None:
+        """Stop; registrations are left to their lifetime."""
+        if self._heart is not None:
+            self._heart.cancel()
+        self.control.close()

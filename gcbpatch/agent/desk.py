@@ -1,0 +1,175 @@
+"""What programs ask of the agent, one function per message of the door.
+
+It ties listeners, brokers and the gateway together. It must never block: everything that
+waits is a task, and closing the door connection withdraws it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Coroutine, Iterable
+from typing import Any
+
+from ..addresses import Address, format_address
+from ..config import ClientConfig
+from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
+from ..wire.messages import Call, Endpoint
+from . import dial, streams
+from .broker import Broker
+from .control import Unreachable
+from .door import Dial, Dialled, Listen, Listening, World
+from .gateway import Gateway
+from .listeners import Listener, Listeners
+from .reception import Reception
+
+log = logging.getLogger("gcbpatch.agent")
+
+
+class Desk:
+    """Everything the agent is for."""
+
+    def __init__(self, config: ClientConfig, brokers: Iterable[Address]) -> None:
+        client = os.urandom(16)
+        self.listeners = Listeners(self._ended)
+        self.reception = Reception()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._brokers = [
+            Broker(address, client, config, self.listeners, self.reception.port, self._called)
+            for address in brokers
+        ]
+        random.shuffle(self._brokers)
+        gateway = config.gateway
+        self._gateway = Gateway(gateway, client, config, self.listeners) if gateway else None
+
+    async def listen(self, asked: Listen, queue_fd: int) -> Listening:
+        """Register a listener, with DPF first where there is a gateway, else with GCB."""
+        one = self.listeners.add(asked, queue_fd)
+        one.settled.clear()
+        if not (self._gateway is not None and await self._gateway.forward(one)):
+            await self._register_somewhere(one)
+        one.settled.set()
+        return listening(one)
+
+    async def _register_somewhere(self, one: Listener) -> None:
+        for broker in self._brokers:
+            if await broker.reach():
+                await broker.register(one)
+                return
+        if self._brokers:
+            one.reason = one.reason or "no broker answers"
+            self._brokers[0].adopt(one)
+
+    async def find(self, listener: bytes, listens: bool = False) -> Listening:
+        """Tell what is known of a listener now; ``listens`` if it has just begun to."""
+        one = self.listeners.get(listener)
+        if one is None:
+            return Listening(None, reason="not known")
+        one.listens = one.listens or listens
+        return listening(one)
+
+    async def world(self) -> World:
+        """Tell which hosts are brokers' and which the gateway's; greets them if need be."""
+        await asyncio.gather(*(broker.reach() for broker in self._brokers))
+        publics = []
+        if self._gateway is not None and await self._gateway.reach():
+            publics = list(self._gateway.publics)
+        return World(sorted(set().union(*(b.hosts for b in self._brokers))), publics)
+
+    async def dial(self, asked: Dial) -> tuple[Dialled, int | None]:
+        """Connect to a proxy address; returns the answer and a descriptor that it carries."""
+        target = asked.target.address
+        mine = self.listeners.by_proxy(target)
+        if mine is not None:
+            return Dialled("own", kernel=Endpoint.of(mine.nudge_target)), None
+        if self._gateway is not None and target[0] in self._gateway.publics:
+            return await self._dial_neighbour(target), None
+        for broker in self._brokers:
+            if target[0] in broker.hosts and await broker.reach():
+                return await self._dial_by(broker, target)
+        return Dialled("kernel", kernel=asked.target, reason="no broker answers"), None
+
+    async def _dial_neighbour(self, target: Address) -> Dialled:
+        assert self._gateway is not None
+        inside = await self._gateway.query(target)
+        if inside is None:
+            return Dialled("kernel", kernel=Endpoint.of(target), reason="no mapping of the gateway")
+        return Dialled("neighbour", kernel=Endpoint.of(inside))
+
+    async def _dial_by(self, broker: Broker, target: Address) -> tuple[Dialled, int | None]:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            arranged = await broker.connect(target)
+            kind, sock = await dial.race(broker, self.reception, arranged)
+        except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
+            return _failure(target, error), None
+        took = (loop.time() - began) * 1000
+        log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
+        return Dialled(kind.name.lower(), milliseconds=took), sock.detach()
+
+    def _called(self, broker: Broker, one: Listener, call: Call) -> None:
+        self._run(self._answer(broker, one, call))
+
+    async def _answer(self, broker: Broker, one: Listener, call: Call) -> None:
+        who = format_address(call.peer.address)
+        try:
+            kind, sock = await dial.answer(broker, self.reception, call)
+        except dial.FAILURES as error:
+            log.info("call from %s came to nothing: %s", who, error)
+            return
+        if self.listeners.get(one.listener) is None:
+            streams.reset(sock)
+        elif self.listeners.deliver(one, sock, call.peer.address):
+            log.info("accepted %s: %s", who, kind.name)
+        else:
+            log.warning("the queue of the listener at %s is full: reset %s", one.bound, who)
+
+    def _ended(self, one: Listener) -> None:
+        log.info("listener %s ended", format_address(one.bound))
+        if one.how == "dpf" and self._gateway is not None:
+            self._run(self._gateway.unforward(one))
+        else:
+            for broker in self._brokers:
+                self._run(broker.unregister(one))
+
+    def _run(self, step: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(step)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Finish what is under way for listeners that ended, then stop."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        for broker in self._brokers:
+            broker.close()
+        if self._gateway is not None:
+            self._gateway.close()
+        self.reception.close()
+
+
+def listening(one: Listener) -> Listening:
+    """Return the door's answer about a listener."""
+    public = Endpoint.of(one.proxy) if one.how and one.proxy else None
+    return Listening(public, one.claim, one.how, one.error, one.reason)
+
+
+def _failure(target: Address, error: Exception) -> Dialled:
+    """What a program's connect sees: an errno, or the advice to ask the kernel itself.
+
+    A broker that does not answer, does not know us or does not know the address leaves the
+    connector what it would be without any broker: an ordinary one.
+    """
+    reason = f"{type(error).__name__}: {error}"
+    log.info("connect to %s: %s", format_address(target), reason)
+    ordinary = (Status.NOT_AUTHORIZED, Status.UNKNOWN, Status.STALE_EPOCH)
+    if isinstance(error, RefusedError):
+        if error.status in ordinary:
+            return Dialled("kernel", kernel=Endpoint.of(target), reason=reason)
+        return Dialled(error=errno_of(error.status), reason=reason)
+    if isinstance(error, Unreachable | RemoteProtocolError):
+        return Dialled("kernel", kernel=Endpoint.of(target), reason=reason)
+    return Dialled(error=getattr(error, "errno", 0) or 110, reason=reason)

@@ -1,0 +1,275 @@
+"""The door between programs and their agent: messages and descriptors over AF_UNIX SEQPACKET.
+
+Both sides import this room. A door is an abstract socket that the starter binds and the
+agent inherits, so whoever comes before the agent is up waits in its queue and is not
+refused; binding the name is also the lock that lets one starter win. One connection
+carries one request at a time, and closing it withdraws the request. This room must never
+import gevent or asyncio: waiting is the caller's business.
+"""
+
+from __future__ import annotations
+
+import _socket
+import array
+import os
+import socket
+import struct
+import sys
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from ..errors import GcbError
+from ..wire.messages import Endpoint, Id
+
+MAX_MESSAGE = 8192
+AGENT_VARIABLE = "GCB_AGENT"
+_PEERCRED = struct.Struct("iII")
+_MAX_FDS = 4
+_FD_SIZE = array.array("i").itemsize
+NUDGE_HOST = "127.71.67.66"
+"""Source address of nudges: loopback, and nobody's by chance ("GCB" in its octets)."""
+
+
+class DoorMessage(msgspec.Struct, array_like=True, tag=True, frozen=True):
+    """Base of what passes the door."""
+
+
+class Attach(DoorMessage, frozen=True):
+    """A process is here; it stays as long as this connection is open."""
+
+    pid: int
+
+
+class Listen(DoorMessage, frozen=True):
+    """Make a listener known; comes with the tail of its queue as a descriptor.
+
+    ``cookie`` is the socket's SO_COOKIE, by which the kernel tells of its end. ``listens``
+    is False while the program has only bound it and asked for its name.
+    Sent again with ``proxy`` and ``claim`` after the agent was restarted.
+    """
+
+    listener: Id
+    cookie: int
+    bound: Endpoint
+    wished: Annotated[int, Meta(ge=0, le=65535)]
+    listens: bool
+    proxy: Endpoint | None = None
+    claim: bytes = b""
+
+
+class Ready(DoorMessage, frozen=True):
+    """A listener made known before it listened does so now; answered like Find."""
+
+    listener: Id
+
+
+class Find(DoorMessage, frozen=True):
+    """Ask what has become of a listener whose registration was not there in time."""
+
+    listener: Id
+
+
+class Dial(DoorMessage, frozen=True):
+    """Make a connection to ``target`` by the best path there is."""
+
+    target: Endpoint
+
+
+class AskWorld(DoorMessage, frozen=True):
+    """Ask which hosts are brokers and which are public addresses of our gateway."""
+
+
+class Listening(DoorMessage, frozen=True):
+    """The answer to Listen and Find. ``public`` is None while nothing is registered.
+
+    ``how`` is ``gcb`` or ``dpf``; ``error`` is an errno when the broker refused.
+    """
+
+    public: Endpoint | None
+    claim: bytes = b""
+    how: str = ""
+    error: int = 0
+    reason: str = ""
+
+
+class Dialled(DoorMessage, frozen=True):
+    """The answer to Dial: a descriptor comes along unless ``error`` or ``kernel`` is set.
+
+    ``kernel`` is where the program's own socket should connect in the ordinary way.
+    """
+
+    path: str = ""
+    error: int = 0
+    reason: str = ""
+    kernel: Endpoint | None = None
+    milliseconds: float = 0.0
+
+
+class World(DoorMessage, frozen=True):
+    """Hosts whose ports may be proxy addresses, and public hosts of our gateway."""
+
+    brokers: list[str]
+    publics: list[str]
+
+
+class Arrival(msgspec.Struct, array_like=True, frozen=True):
+    """Comes with one descriptor through a listener's queue; ``nudge`` is the nudge's port."""
+
+    nudge: int
+    peer: Endpoint
+
+
+_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Ready | Find | Dial | AskWorld)
+_ANSWERED = msgspec.msgpack.Decoder(Listening | Dialled | World)
+_ARRIVED = msgspec.msgpack.Decoder(Arrival)
+_ENCODE = msgspec.msgpack.Encoder().encode
+
+
+class DoorError(GcbError):
+    """The other side of the door is not ours, or speaks something else."""
+
+
+def new_name() -> str:
+    """Return a fresh name for a door; children find it in the environment."""
+    return f"gcbpatch.{os.getuid()}.{os.urandom(12).hex()}"
+
+
+def bind(name: str) -> _socket.socket | None:
+    """Return the listening door; None when somebody else holds the name."""
+    door = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        door.bind("\0" + name)
+    except OSError:
+        door.close()
+        return None
+    door.listen(256)
+    return door
+
+
+def connect(name: str) -> _socket.socket:
+    """Return a connection to the agent.
+
+    Raises ConnectionRefusedError when there is none, BlockingIOError when its queue is
+    full, and DoorError when the name is held by another user.
+    """
+    conn = _socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        conn.setblocking(False)
+        conn.connect("\0" + name)
+        check_peer(conn)
+    except (OSError, DoorError):
+        conn.close()
+        raise
+    return conn
+
+
+def check_peer(conn: _socket.socket) -> None:
+    """Raise DoorError unless the other side runs as our user (SO_PEERCRED)."""
+    raw = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    _, uid, _ = _PEERCRED.unpack(raw)
+    if uid != os.getuid():
+        raise DoorError(f"the door is held by uid {uid}, not by uid {os.getuid()}")
+
+
+def send(conn: _socket.socket, message: DoorMessage, fds: tuple[int, ...] = ()) -> None:
+    """Send one message; raises OSError when the other side is gone."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+    conn.sendmsg([_ENCODE(message)], rights, socket.MSG_NOSIGNAL)
+
+
+def receive_question(conn: _socket.socket) -> tuple[DoorMessage | None, list[int]]:
+    """Agent side: the next message and its descriptors; (None, []) when the peer is gone."""
+    return _receive(conn, _ASKED)
+
+
+def receive_answer(conn: _socket.socket) -> tuple[DoorMessage | None, list[int]]:
+    """Program side: as receive_question."""
+    return _receive(conn, _ANSWERED)
+
+
+def _receive(
+    conn: _socket.socket, decoder: msgspec.msgpack.Decoder[DoorMessage]
+) -> tuple[DoorMessage | None, list[int]]:
+    data, ancillary, _, _ = conn.recvmsg(
+        MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
+    )
+    fds = _fds_of(ancillary)
+    if not data:
+        return None, fds
+    try:
+        return decoder.decode(data), fds
+    except (msgspec.DecodeError, ValueError) as error:
+        close_all(fds)
+        raise DoorError(f"not a message of this door: {error}") from error
+
+
+def push(queue: _socket.socket, arrival: Arrival, fd: int) -> None:
+    """Put a connection into a listener's queue; raises OSError when it is full or gone."""
+    rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+    queue.sendmsg([_ENCODE(arrival)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+
+
+def pop(queue: _socket.socket) -> tuple[int, Arrival] | None:
+    """Take the oldest connection out of a queue; None when it is empty."""
+    flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+    try:
+        data, ancillary, _, _ = queue.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_FD_SIZE), flags)
+    except BlockingIOError:
+        return None
+    fds = _fds_of(ancillary)
+    return (fds[0], _ARRIVED.decode(data)) if fds else None
+
+
+def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(data[: len(data) - len(data) % _FD_SIZE])
+    return list(fds)
+
+
+def close_all(fds: list[int]) -> None:
+    """Close descriptors that nobody takes."""
+    for fd in fds:
+        os.close(fd)
+
+
+def spawn(door: _socket.socket, environ: dict[str, str]) -> None:
+    """Start the agent behind ``door``: own session, none of our descriptors, not our child.
+
+    The process started here forks once and ends at once, so that no wait() of the program
+    ever meets the agent. Raises OSError when no process can be started.
+    """
+    python = os.environ.get("GCB_AGENT_PYTHON") or sys.executable
+    if not python:
+        raise OSError("no interpreter to run the agent: set GCB_AGENT_PYTHON")
+    home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    libraries = os.path.dirname(os.path.dirname(os.path.abspath(msgspec.__file__)))
+    boot = (
+        "import os, sys\n"
+        "os.fork() and os._exit(0)\n"
+        "sys.path[:0] = sys.argv[1:]\n"
+        "from gcbpatch.agent.main import main\n"
+        "main()"
+    )
+    null = os.open(os.devnull, os.O_RDWR)
+    try:
+        actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
+        actions.append((os.POSIX_SPAWN_DUP2, door.fileno(), 3))
+        command = [python, "-I", "-S", "-c", boot, home, libraries]
+        child = os.posix_spawn(
+            python, command, environ, file_actions=actions, setsid=True, setsigmask=[]
+        )
+    finally:
+        os.close(null)
+    _reap(child)
+
+
+def _reap(child: int) -> None:
+    try:
+        os.waitpid(child, 0)
+    except ChildProcessError:
+        # SIGCHLD is ignored, or a wait() of the program's was quicker: reaped either way.
+        return

@@ -1,0 +1,247 @@
+"""Our life at the gateway: command sessions to dpfd, mappings, and their management sockets.
+
+Each mapping has a management socket that exists exactly as long as the program's socket
+does; dpfd asks it for proof when it wants to know whether the client still lives (Son &
+Livny 2003, section 3). This room must never answer for a listener that the kernel has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from dataclasses import dataclass
+
+from ..addresses import Address, format_address
+from ..config import ClientConfig
+from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
+from ..wire import auth
+from ..wire.codec import Kind, message_of
+from ..wire.messages import (
+    TCP,
+    Command,
+    Endpoint,
+    Forward,
+    ForwardReply,
+    Message,
+    Prove,
+    ProveReply,
+    Query,
+    QueryReply,
+    Renew,
+    RenewReply,
+    Session,
+    SessionReply,
+    Unforward,
+)
+from . import streams
+from .listeners import Listener, Listeners
+
+log = logging.getLogger("gcbpatch.agent")
+
+RENEWALS_PER_LIFETIME = 3
+RENEW_CHUNK = 64
+PROVE_SECONDS = 10.0
+FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
+
+
+@dataclass(slots=True)
+class _Management:
+    """The management socket of one mapping and the nonce that it proves."""
+
+    sock: socket.socket
+    nonce: bytes
+
+
+class Gateway:
+    """The dpfd that DPF_SERVER names."""
+
+    def __init__(
+        self, address: Address, client: bytes, config: ClientConfig, listeners: Listeners
+    ) -> None:
+        self.address = address
+        self.publics: tuple[str, ...] = ()
+        self._client = client
+        self._config = config
+        self._key = config.key()
+        self._listeners = listeners
+        self._session: socket.socket | None = None
+        self._turn = asyncio.Lock()
+        self._managements: dict[bytes, _Management] = {}
+        self._proofs: set[asyncio.Task[None]] = set()
+        self._heart: asyncio.Task[None] | None = None
+
+    async def reach(self) -> bool:
+        """Return whether dpfd answers; its public addresses are known afterwards."""
+        if self.publics:
+            return True
+        try:
+            async with asyncio.timeout(self._config.patience), self._turn:
+                await self._open_session()
+        except FAILURES as error:
+            log.warning("dpfd at %s: %s", format_address(self.address), error or "no answer")
+            return False
+        return True
+
+    async def forward(self, one: Listener) -> bool:
+        """Get a mapping for ``one``; what happened stands in it. Keeps at it from now on."""
+        management = self._manage(one)
+        if self._heart is None:
+            self._heart = asyncio.ensure_future(self._beat())
+        try:
+            host = await self._local_host()
+            reply = await self._ask(Command.FORWARD, self._forward(one, management, host))
+        except FAILURES as error:
+            log.warning("dpfd at %s: %s", format_address(self.address), error or "no answer")
+            one.reason = f"dpfd: {error or 'no answer'}"
+            if isinstance(error, RefusedError):
+                one.error = errno_of(error.status)
+            return False
+        assert isinstance(reply, ForwardReply)
+        one.proxy, one.how, one.error, one.reason = reply.public.address, "dpf", 0, ""
+        return True
+
+    def _forward(self, one: Listener, management: _Management, host: str) -> Forward:
+        inside = host if one.nudge_target[0] == "127.0.0.1" else one.bound[0]
+        wished = one.proxy or ("0.0.0.0", one.wished)
+        return Forward(
+            client=self._client,
+            listener=one.listener,
+            protocol=TCP,
+            inside=Endpoint(inside, one.bound[1]),
+            wished=Endpoint.of(wished),
+            management=Endpoint(host, management.sock.getsockname()[1]),
+            nonce=management.nonce,
+            lifetime=self._config.lifetime,
+        )
+
+    async def _local_host(self) -> str:
+        async with asyncio.timeout(self._config.patience), self._turn:
+            session = await self._open_session()
+            return str(session.getsockname()[0])
+
+    async def unforward(self, one: Listener) -> None:
+        """Take the mapping back; its management socket is gone at once in any case."""
+        management = self._managements.pop(one.listener, None)
+        if management is not None:
+            asyncio.get_running_loop().remove_reader(management.sock)
+            management.sock.close()
+        try:
+            await self._ask(Command.UNFORWARD, Unforward(self._client, one.listener))
+        except FAILURES as error:
+            log.info("unforward at %s: %s", format_address(self.address), error or "no answer")
+
+    async def query(self, public: Address) -> Address | None:
+        """Return where inside ``public`` leads; None when it is no mapping of the gateway's."""
+        try:
+            reply = await self._ask(Command.QUERY, Query(Endpoint.of(public), TCP))
+        except FAILURES as error:
+            log.info("query of %s: %s", format_address(public), error or "no answer")
+            return None
+        assert isinstance(reply, QueryReply)
+        return reply.inside.address
+
+    async def _ask(self, command: Command, message: Message) -> Message:
+        """One request over the command session, opened again once if it has gone stale."""
+        async with asyncio.timeout(self._config.patience), self._turn:
+            session = await self._open_session()
+            try:
+                return await streams.ask(session, command, message, self._key)
+            except (OSError, RemoteProtocolError):
+                self._drop_session()
+                session = await self._open_session()
+                return await self._whole(session, command, message)
+            except asyncio.CancelledError:
+                # Half an exchange is on the session: nobody can use it any more.
+                self._drop_session()
+                raise
+
+    async def _whole(self, session: socket.socket, command: Command, message: Message) -> Message:
+        try:
+            return await streams.ask(session, command, message, self._key)
+        except BaseException as error:
+            if not isinstance(error, RefusedError):
+                self._drop_session()
+            raise
+
+    async def _open_session(self) -> socket.socket:
+        if self._session is not None:
+            return self._session
+        session = await streams.dial(self.address)
+        self._session = session
+        reply = await self._whole(session, Command.SESSION, Session(self._client))
+        assert isinstance(reply, SessionReply)
+        self.publics = tuple(reply.public)
+        return session
+
+    def _drop_session(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def _manage(self, one: Listener) -> _Management:
+        known = self._managements.get(one.listener)
+        if known is not None:
+            return known
+        sock = socket.create_server(("", 0), backlog=16)
+        sock.setblocking(False)
+        management = self._managements[one.listener] = _Management(sock, os.urandom(16))
+        asyncio.get_running_loop().add_reader(sock, self._accept, management)
+        return management
+
+    def _accept(self, management: _Management) -> None:
+        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
+            sock, _ = management.sock.accept()
+            sock.setblocking(False)
+            task = asyncio.ensure_future(_prove(sock, management.nonce))
+            self._proofs.add(task)
+            task.add_done_callback(self._proofs.discard)
+
+    async def _beat(self) -> None:
+        while self._managements:
+            await asyncio.sleep(self._config.lifetime / RENEWALS_PER_LIFETIME)
+            self._listeners.check()
+            mine = sorted(self._managements)
+            for start in range(0, len(mine), RENEW_CHUNK):
+                await self._renew(mine[start : start + RENEW_CHUNK])
+        self._heart = None
+
+    async def _renew(self, ids: list[bytes]) -> None:
+        try:
+            reply = await self._ask(Command.RENEW, Renew(self._client, ids))
+        except FAILURES as error:
+            log.warning("dpfd at %s: %s", format_address(self.address), error or "no answer")
+            return
+        assert isinstance(reply, RenewReply)
+        for one in filter(None, map(self._listeners.get, reply.lost)):
+            await self.forward(one)
+
+    def close(self) -> None:
+        """Stop; mappings are left to their lifetime and their refused management sockets."""
+        if self._heart is not None:
+            self._heart.cancel()
+        self._drop_session()
+
+
+async def _prove(sock: socket.socket, nonce: bytes) -> None:
+    """Answer challenges until the asker closes."""
+    with contextlib.closing(sock):
+        try:
+            async with asyncio.timeout(PROVE_SECONDS):
+                while True:
+                    await _prove_once(sock, nonce)
+        except (OSError, RemoteProtocolError, TimeoutError) as error:
+            log.debug("management socket: %s", error)
+
+
+async def _prove_once(sock: socket.socket, nonce: bytes) -> None:
+    frame = await streams.read_frame(sock)
+    if frame.kind is not Kind.REQUEST or frame.command != Command.PROVE:
+        await streams.reply(sock, frame, Status.UNSUPPORTED)
+        raise RemoteProtocolError(Status.UNSUPPORTED, "only PROVE is taken here")
+    asked = message_of(frame)
+    assert isinstance(asked, Prove)
+    proof = auth.proof(nonce, "management", asked.challenge)
+    await streams.reply(sock, frame, Status.SUCCESS, ProveReply(proof))

@@ -1,0 +1,198 @@
+"""The agent process: serves its door until the last process and the last listener are gone.
+
+Started by door.spawn() with the listening door as descriptor 3 and its settings in the
+environment. It must never write to the program's terminal: what it has to tell goes to
+GCB_LOG_FILE.
+"""
+
+from __future__ import annotations
+
+import _socket
+import asyncio
+import logging
+import os
+import signal
+import socket
+
+from ..addresses import Address, is_ip
+from ..config import ClientConfig, client_config
+from . import door
+from .desk import Desk
+
+log = logging.getLogger("gcbpatch.agent")
+
+DOOR_FD = 3
+LINGER_SECONDS = 3.0
+"""How long an agent without a program waits for the next: exec and spawn leave such gaps."""
+
+
+class Doorkeeper:
+    """Accepts processes at the door and answers what they ask."""
+
+    def __init__(self, listening: socket.socket, desk: Desk) -> None:
+        self._door = listening
+        self._desk = desk
+        self._open: set[asyncio.Task[None]] = set()
+        self._gone = asyncio.Event()
+        asyncio.get_running_loop().add_reader(listening, self._accept)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                conn, _ = self._door.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            conn.setblocking(False)
+            task = asyncio.ensure_future(self._serve(conn))
+            self._open.add(task)
+            task.add_done_callback(self._closed)
+
+    def _closed(self, task: asyncio.Task[None]) -> None:
+        self._open.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("a request at the door failed", exc_info=task.exception())
+        self._gone.set()
+
+    async def until_deserted(self) -> None:
+        """Return when nobody has been at the door, and nothing listened, for a while."""
+        while True:
+            self._gone.clear()
+            if self._open or len(self._desk.listeners):
+                await self._wait(60.0)
+                continue
+            if not await self._wait(LINGER_SECONDS) and not self._open:
+                return
+
+    async def _wait(self, seconds: float) -> bool:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._gone.wait()
+        except TimeoutError:
+            self._desk.listeners.check()
+            return False
+        return True
+
+    async def _serve(self, conn: socket.socket) -> None:
+        with conn:
+            try:
+                door.check_peer(conn)
+                while await self._serve_one(conn):
+                    pass
+            except (OSError, door.DoorError) as error:
+                log.info("door: %s", error)
+
+    async def _serve_one(self, conn: socket.socket) -> bool:
+        await _readable(conn)
+        asked, fds = door.receive_question(conn)
+        if asked is None:
+            return False
+        if isinstance(asked, door.Attach):
+            return True
+        answering = asyncio.ensure_future(self._answer(asked, fds))
+        leaving = asyncio.ensure_future(_readable(conn))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                return False
+            _hand_over(conn, *answering.result())
+            return True
+        finally:
+            await _withdraw(leaving)
+            if not answering.done() and not isinstance(asked, door.Listen):
+                await _withdraw(answering)
+
+    async def _answer(
+        self, asked: door.DoorMessage, fds: list[int]
+    ) -> tuple[door.DoorMessage, int | None]:
+        if isinstance(asked, door.Listen):
+            if len(fds) != 1:
+                door.close_all(fds)
+                raise door.DoorError(f"Listen came with {len(fds)} descriptors; one is right")
+            return await self._desk.listen(asked, fds[0]), None
+        door.close_all(fds)
+        if isinstance(asked, door.Find | door.Ready):
+            listens = isinstance(asked, door.Ready)
+            return await self._desk.find(asked.listener, listens), None
+        if isinstance(asked, door.Dial):
+            return await self._desk.dial(asked)
+        return await self._desk.world(), None
+
+    def close(self) -> None:
+        """Nobody else comes in."""
+        asyncio.get_running_loop().remove_reader(self._door)
+        self._door.close()
+
+
+async def _readable(conn: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.add_reader(conn, _settle, future)
+    try:
+        await future
+    finally:
+        loop.remove_reader(conn)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _withdraw(task: asyncio.Task[object]) -> None:
+    task.cancel()
+    result = (await asyncio.gather(task, return_exceptions=True))[0]
+    if isinstance(result, tuple) and result[1] is not None:
+        os.close(result[1])
+
+
+def _hand_over(conn: _socket.socket, message: door.DoorMessage, fd: int | None) -> None:
+    try:
+        door.send(conn, message, () if fd is None else (fd,))
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
+async def resolve(config: ClientConfig) -> list[Address]:
+    """Return the brokers as IP addresses; a name that does not resolve is logged and left out."""
+    loop = asyncio.get_running_loop()
+    found: list[Address] = []
+    for host, port in config.brokers:
+        if is_ip(host):
+            found.append((host, port))
+            continue
+        try:
+            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
+        except OSError as error:
+            log.warning("broker %s: %s", host, error)
+            continue
+        found += [(str(info[4][0]), port) for info in infos]
+    return list(dict.fromkeys(found))
+
+
+async def serve(listening: socket.socket, config: ClientConfig) -> None:
+    """Serve until deserted or told to end."""
+    desk = Desk(config, await resolve(config))
+    keeper = Doorkeeper(listening, desk)
+    ending = asyncio.ensure_future(keeper.until_deserted())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.cancel)
+    try:
+        await ending
+    except asyncio.CancelledError:
+        log.info("told to end")
+    keeper.close()
+    await desk.close()
+
+
+def main() -> None:
+    """Entry of the process that door.spawn() starts."""
+    os.closerange(DOOR_FD + 1, os.sysconf("SC_OPEN_MAX"))
+    os.chdir("/")
+    config = client_config(os.environ)
+    target = os.environ.get("GCB_LOG_FILE") or os.devnull
+    logging.basicConfig(
+        filename=target, level=config.log, format="%(asctime)s agent[%(process)d] %(message)s"
+    )
+    listening = socket.socket(fileno=DOOR_FD)
+    listening.setblocking(False)
+    asyncio.run(serve(listening, config))

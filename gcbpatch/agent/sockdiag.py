@@ -1,0 +1,96 @@
+"""The kernel's word on the end of a socket: destroy events by netlink, without privileges.
+
+A socket ends when its last descriptor anywhere is closed: dup, fork and descriptors in
+flight are respected, which no bookkeeping of ours could do. Layouts: linux/inet_diag.h.
+This room must never decide what an end means.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import socket
+import struct
+from collections.abc import Iterator
+
+_NETLINK_SOCK_DIAG = 4
+_SOL_NETLINK = 270
+_ADD_MEMBERSHIP = 1
+_TCP_DESTROY_GROUP = 1
+_SO_ATTACH_FILTER = 26
+_HEADER = struct.Struct("=IHHII")
+_DPORT_AT = 22
+"""netlink header (16), four bytes of inet_diag_msg, and the source port."""
+_COOKIE_AT = 60
+_INSTRUCTION = struct.Struct("HBBI")
+_SOCK_DIAG_BY_FAMILY = 20
+_DUMP_FLAGS = 0x301
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_TCP_LISTEN = 10
+_REQUEST = struct.Struct("=BBBBI")
+_DUMP_SECONDS = 2.0
+
+# Load the destination port; keep the event only if it is 0: a listener never had a peer.
+# Without this every connection that ends on this machine would wake the agent.
+_ONLY_LISTENERS = ((0x28, 0, 0, _DPORT_AT), (0x15, 0, 1, 0), (0x06, 0, 0, 0xFFFFFFFF), (6, 0, 0, 0))
+
+
+def open_events() -> socket.socket:
+    """Return a non-blocking netlink socket that reports listeners' ends; raises OSError."""
+    events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
+    try:
+        events.setblocking(False)
+        program = b"".join(_INSTRUCTION.pack(*i) for i in _ONLY_LISTENERS)
+        buffer = ctypes.create_string_buffer(program)
+        fprog = struct.pack("HP", len(_ONLY_LISTENERS), ctypes.addressof(buffer))
+        events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+        events.bind((0, 0))
+        events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _TCP_DESTROY_GROUP)
+    except OSError:
+        events.close()
+        raise
+    return events
+
+
+def ended(data: bytes) -> Iterator[int]:
+    """Yield the cookies of the sockets whose end ``data`` (one netlink datagram) tells."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind = _HEADER.unpack_from(data, offset)[:2]
+        if kind != _SOCK_DIAG_BY_FAMILY or offset + length > len(data):
+            return
+        if length < _COOKIE_AT + 8:
+            return
+        low, high = struct.unpack_from("=II", data, offset + _COOKIE_AT)
+        yield low | high << 32
+        offset += (length + 3) & ~3
+
+
+def listening() -> set[int]:
+    """Return the cookies of all sockets in this network namespace that listen for TCP.
+
+    For when events were lost, and now and then to be sure. Raises OSError.
+    """
+    found: set[int] = set()
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
+        diag.settimeout(_DUMP_SECONDS)
+        for family in (socket.AF_INET, socket.AF_INET6):
+            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _TCP_LISTEN) + bytes(48)
+            header = _HEADER.pack(
+                _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP_FLAGS, family, 0
+            )
+            diag.send(header + request)
+            while _read_dump(diag.recv(65536), found):
+                pass
+    return found
+
+
+def _read_dump(data: bytes, found: set[int]) -> bool:
+    """Add the cookies of one datagram of a dump; return whether more comes."""
+    found.update(ended(data))
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind = _HEADER.unpack_from(data, offset)[:2]
+        if kind in (_NLMSG_DONE, _NLMSG_ERROR) or length < _HEADER.size:
+            return False
+        offset += (length + 3) & ~3
+    return True

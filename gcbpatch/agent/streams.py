@@ -1,0 +1,89 @@
+"""Connections of the agent before a program owns them: dial, exact frames, refuse.
+
+Every read takes exactly the bytes of the frame it is for, since the next byte belongs to
+the program. It must never keep a connection that it hands on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+from ..addresses import Address
+from ..errors import RefusedError, RemoteProtocolError, Status
+from ..wire import auth
+from ..wire.codec import Frame, Kind, message_of, parse, status_of
+from ..wire.messages import Command, Message
+from ..wire.session import FrameReader
+
+_RESET = struct.pack("ii", 1, 0)
+
+
+async def dial(address: Address, source: Address | None = None) -> socket.socket:
+    """Connect to ``address``; raises OSError. The socket is closed if this is cancelled."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if source is not None:
+            sock.bind(source)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def read_frame(sock: socket.socket) -> Frame:
+    """Read exactly one frame; raises RemoteProtocolError or ConnectionError."""
+    loop = asyncio.get_running_loop()
+    reader = FrameReader()
+    while True:
+        data = await loop.sock_recv(sock, reader.wants)
+        if not data:
+            raise ConnectionResetError("closed before a whole frame came")
+        frame = reader.feed(data)
+        if frame is not None:
+            return frame
+
+
+async def ask(
+    sock: socket.socket, command: Command, message: Message, key: auth.Key | None
+) -> Message:
+    """Send a request as first frame and return the reply.
+
+    Raises RefusedError for a status other than SUCCESS, RemoteProtocolError, OSError.
+    """
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, auth.sealed(key, Kind.REQUEST, command, 0, message))
+    frame = await read_frame(sock)
+    if frame.kind is not Kind.REPLY or frame.command != command:
+        raise RemoteProtocolError(Status.MALFORMED, f"no reply to {command.name}")
+    auth.check_reply(frame, key)
+    if status_of(frame) is not Status.SUCCESS:
+        raise RefusedError(status_of(frame), command.name)
+    return message_of(frame)
+
+
+async def reply(
+    sock: socket.socket, frame: Frame, status: Status, message: Message | None = None
+) -> None:
+    """Answer a request on a stream, without a MAC: proofs stand in the messages."""
+    answer = auth.reply_to(frame, None, status, message)
+    await asyncio.get_running_loop().sock_sendall(sock, answer)
+
+
+async def ready_bytes(sock: socket.socket, frame: bytes) -> bool:
+    """Wait until one frame lies in the receive queue; take it only if it is ``frame``.
+
+    Returns False when the peer closed or sent something else.
+    """
+    got = await read_frame(sock)
+    return got == parse(frame)
+
+
+def reset(sock: socket.socket) -> None:
+    """Close so that the peer sees RST: nobody read what it sent."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    sock.close()
