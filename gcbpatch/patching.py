@@ -1,0 +1,89 @@
+"""Puts a program on DPF and GCB: gevent's patches, with our layer under its sockets.
+
+It must never run at import, and never patch a daemon or an agent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+from .agent import door
+from .config import ClientConfig, client_config, to_environ
+
+log = logging.getLogger("gcbpatch")
+
+TESTED_GEVENT = "26.9"
+
+_patched: list[ClientConfig] = []
+
+
+def patch_all(
+    broker: str | list[str] | None = None,
+    dpf: str | None = None,
+    token: str | None = None,
+    config: str | None = None,
+    **gevent_flags: bool,
+) -> None:
+    """Patch this program; what is not given comes from the environment and GCB_CONFIG.
+
+    ``broker`` and ``dpf`` are ``host[:port]``, ``token`` the token itself, ``config`` a TOML
+    file; the other keywords are gevent.monkey.patch_all's. Called again with nothing new it
+    does nothing. Raises ConfigError when a setting is wrong.
+    """
+    settings = client_config(os.environ, broker=broker, dpf=dpf, token=token, config=config)
+    if _patched and _patched[-1] == settings:
+        return
+    _hook_sockets()
+    from gevent import monkey
+
+    monkey.patch_all(**gevent_flags)
+    _configure(settings)
+    _patched.append(settings)
+
+
+def _hook_sockets() -> None:
+    """Put our layer under gevent's sockets, before anything makes one."""
+    import gevent
+
+    if not gevent.__version__.startswith(TESTED_GEVENT + "."):
+        log.warning("gevent %s is not among the tested %s.*", gevent.__version__, TESTED_GEVENT)
+    import gevent.socket
+
+    from .sockets.raw import Raw
+
+    gevent.socket.socket._gevent_sock_class = Raw
+    tls: Any = sys.modules.get("gevent.ssl")
+    if tls is not None and not issubclass(tls._contextawaresock, Raw):
+        tls._contextawaresock = _on_top_of(Raw, tls._contextawaresock)
+
+
+def _on_top_of(base: Any, cls: type) -> type:
+    """Make ``cls`` anew with another base: gevent.ssl was imported before us."""
+    own: dict[str, Any] = {
+        name: value for name, value in vars(cls).items() if name not in ("__weakref__", "_sslsock")
+    }
+
+    def __init__(self: Any, family: int, type: int, proto: int, fileno: Any, wref: Any) -> None:
+        base.__init__(self, family, type, proto, fileno)
+        self._sslsock = wref
+
+    own["__init__"] = __init__
+    return type(cls.__name__, (base,), own)
+
+
+def _configure(settings: ClientConfig) -> None:
+    """Give the layer its agent, and children the same settings and the same agent."""
+    from .sockets.link import Link
+    from .sockets.raw import LAYER
+
+    logging.getLogger("gcbpatch").setLevel(settings.log)
+    if not settings.active:
+        LAYER.configure(None)
+        return
+    settings.key()
+    os.environ.update(to_environ(settings))
+    name = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
+    LAYER.configure(Link(settings, name))

@@ -1,0 +1,78 @@
+"""Which connects are for the agent, and which for the kernel alone.
+
+Only addresses of hosts that are known to be brokers, or of our own gateway, go to the
+agent; everything else is the kernel's as ever and costs a set look-up. It must never send
+anything itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from cachetools import TTLCache
+
+from ..addresses import Address, is_ip, is_loopback, is_private
+from ..agent import door
+from ..wire.messages import Endpoint
+from .link import AgentGone, Link
+
+log = logging.getLogger("gcbpatch")
+
+WORLD_SECONDS = 60.0
+WORLD_FAILURE_SECONDS = 5.0
+
+
+class Connector:
+    """Decides for each address who connects to it."""
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        config = link.config
+        self._command_ports = {port for _, port in config.brokers}
+        self._configured = {host for host, _ in config.brokers}
+        # A broker known by a name or by an inside address has its proxies somewhere else,
+        # and only the gateway knows its public addresses: then the agent must be asked.
+        self._self_evident = config.gateway is None and all(
+            is_ip(host) and not is_private(host) for host in self._configured
+        )
+        self._worlds: TTLCache[str, frozenset[str]] = TTLCache(1, WORLD_SECONDS, time.monotonic)
+        self._failures: TTLCache[str, bool] = TTLCache(1, WORLD_FAILURE_SECONDS, time.monotonic)
+
+    def wanted(self, address: Any) -> bool:
+        """Return whether the agent should make this connection."""
+        if not isinstance(address, tuple) or len(address) != 2:
+            return False  # the kernel's own layer says what is wrong with it
+        host, port = address
+        if not isinstance(host, str) or not isinstance(port, int) or not is_ip(host):
+            return False
+        if is_loopback(host) or port in self._command_ports or not 0 < port < 65536:
+            return False
+        return host in self._hosts()
+
+    def begin(self, address: Address) -> Any:
+        """Ask the agent; returns the door connection on which the answer comes."""
+        return self.link.begin(door.Dial(Endpoint.of(address)))
+
+    def _hosts(self) -> frozenset[str] | set[str]:
+        if self._self_evident:
+            return self._configured
+        if "world" not in self._worlds and "world" not in self._failures:
+            self._ask_world()
+        return self._worlds.get("world", frozenset())
+
+    def _ask_world(self) -> None:
+        try:
+            world = self.link.ask(door.AskWorld())
+        except AgentGone as error:
+            self._failures["world"] = True
+            self.link.warn_once("no agent: %s", error)
+            return
+        config = self.link.config
+        publics_missing = config.gateway is not None and not world.publics
+        self._worlds["world"] = frozenset(world.brokers) | frozenset(world.publics)
+        if publics_missing and not config.brokers:
+            self._failures["world"] = True
+            del self._worlds["world"]
+            self.link.warn_once("dpfd does not answer")

@@ -1,0 +1,127 @@
+"""The program's end of the door: find or start the agent, and ask it, without blocking the hub.
+
+A process attaches itself once (again after a fork); every question has a connection of its
+own, so that closing it withdraws the question. It must never be used from a signal handler
+or an at-fork hook.
+"""
+
+from __future__ import annotations
+
+import _socket
+import logging
+import os
+from typing import Any
+
+import gevent
+from gevent.socket import wait_read
+
+from ..agent import door
+from ..config import ClientConfig, to_environ
+from ..errors import GcbError
+
+log = logging.getLogger("gcbpatch")
+
+START_TRIES = 50
+START_PAUSE = 0.01
+ANSWER_MARGIN = 5.0
+"""Seconds that the agent may take beyond the patience it has with brokers."""
+
+
+class AgentGone(GcbError):
+    """The agent cannot be started, or went away with a question of ours."""
+
+
+class Link:
+    """How this process reaches its agent. ``name`` is the door's; children inherit it."""
+
+    def __init__(self, config: ClientConfig, name: str) -> None:
+        self.config = config
+        self.name = name
+        self._attached: tuple[int, _socket.socket] | None = None
+        self._warned = False
+
+    def warn_once(self, text: str, *details: object) -> None:
+        """Tell the user, once in this process, that the program goes on as if unpatched."""
+        if not self._warned:
+            self._warned = True
+            log.warning(text + "; going on as if unpatched", *details)
+
+    def ask(
+        self, message: door.DoorMessage, fds: tuple[int, ...] = (), seconds: float | None = None
+    ) -> Any:
+        """Return the answer to a message that brings no descriptor back.
+
+        Other greenlets run meanwhile. Raises AgentGone.
+        """
+        limit = 3 * self.config.patience + ANSWER_MARGIN if seconds is None else seconds
+        conn = self.begin(message, fds)
+        try:
+            wait_read(conn.fileno(), timeout=limit)
+            answer, back = door.receive_answer(conn)
+        except (OSError, door.DoorError) as error:
+            raise AgentGone(f"the agent did not answer: {error}") from error
+        finally:
+            conn.close()
+        door.close_all(back)
+        if answer is None:
+            raise AgentGone("the agent went away")
+        return answer
+
+    def begin(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> _socket.socket:
+        """Ask, and return the connection on which the answer will come. Raises AgentGone."""
+        self._attach()
+        conn = self._connect()
+        try:
+            door.send(conn, message, fds)
+        except OSError as error:
+            conn.close()
+            raise AgentGone(f"the agent cannot be asked: {error}") from error
+        return conn
+
+    def _attach(self) -> None:
+        """Stay connected as long as this process lives, so that the agent does, too."""
+        if self._attached is not None and self._attached[0] == os.getpid():
+            if not _hung_up(self._attached[1]):
+                return
+            self._attached[1].close()
+        conn = self._connect()
+        door.send(conn, door.Attach(os.getpid()))
+        self._attached = os.getpid(), conn
+
+    def _connect(self) -> _socket.socket:
+        for _ in range(START_TRIES):
+            try:
+                return door.connect(self.name)
+            except (ConnectionRefusedError, BlockingIOError):
+                self._start()
+            except (OSError, door.DoorError) as error:
+                raise AgentGone(f"the agent's door cannot be used: {error}") from error
+        raise AgentGone("the agent's door stays closed")
+
+    def _start(self) -> None:
+        """Start the agent if its name is free; otherwise let the one who does get on."""
+        listening = door.bind(self.name)
+        if listening is None:
+            gevent.sleep(START_PAUSE)
+            return
+        try:
+            door.spawn(listening, agent_environ(self.config))
+        except OSError as error:
+            raise AgentGone(f"the agent cannot be started: {error}") from error
+        finally:
+            listening.close()
+
+
+def agent_environ(config: ClientConfig) -> dict[str, str]:
+    """Return the whole environment of an agent."""
+    kept = ("GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
+    return {k: os.environ[k] for k in kept if k in os.environ} | to_environ(config)
+
+
+def _hung_up(conn: _socket.socket) -> bool:
+    try:
+        return conn.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

@@ -1,0 +1,119 @@
+"""A listening socket with a public identity: registration, its queue, and accept.
+
+Brokered connections come through a kernel queue that forked children share; a nudge makes
+the listening socket readable for each. This room must never lose or reorder what is in the
+queue, nor show the program a nudge.
+"""
+
+from __future__ import annotations
+
+import _socket
+import os
+import socket
+import time
+
+from ..addresses import Address, is_loopback
+from ..agent import door
+from ..wire.messages import Endpoint
+from .link import AgentGone, Link
+from .table import Names, Table, cookie_of
+
+FIND_INTERVAL = 1.0
+"""Seconds between questions about a registration that was not there in time."""
+
+_MAPPED_NUDGE = "::ffff:" + door.NUDGE_HOST
+
+
+class Listener:
+    """One listening (or bound) socket of the program, shared by its dups and forks."""
+
+    def __init__(self, link: Link, bound: Address) -> None:
+        self.bound = bound
+        self.public: Address | None = None
+        self._link = link
+        self._id = os.urandom(16)
+        self._listens = False
+        self._asked = 0.0
+        self._queue: _socket.socket | None = None
+
+    def register(self, sock: _socket.socket, listens: bool) -> None:
+        """Get an identity. Raises OSError when the broker or gateway refuses one.
+
+        Without an agent, or with a broker that does not answer, the socket stays what the
+        kernel made of it.
+        """
+        ours, agents = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.setblocking(False)
+        message = door.Listen(
+            self._id, cookie_of(sock), Endpoint.of(self.bound), self.bound[1], listens
+        )
+        try:
+            answer = self._link.ask(message, (agents.fileno(),))
+        except AgentGone as error:
+            ours.close()
+            self._link.warn_once("no agent: %s", error)
+            return
+        finally:
+            agents.close()
+        self._queue, self._listens = ours, listens
+        self._take(answer)
+
+    def listened(self) -> None:
+        """The socket that was registered when it was only bound listens now."""
+        if self._listens or self._queue is None:
+            return
+        self._listens = True
+        self._ask(door.Ready(self._id))
+
+    def identity(self) -> Address | None:
+        """Return the public address; asks again, now and then, while there is none."""
+        now = time.monotonic()
+        if self.public is None and self._queue and now - self._asked >= FIND_INTERVAL:
+            self._ask(door.Find(self._id))
+        return self.public
+
+    def _ask(self, message: door.DoorMessage) -> None:
+        try:
+            self._take(self._link.ask(message))
+        except AgentGone as error:
+            self._link.warn_once("no agent: %s", error)
+
+    def _take(self, answer: door.Listening) -> None:
+        self._asked = time.monotonic()
+        if answer.public is not None:
+            self.public = answer.public.address
+        elif answer.error:
+            self.release()
+            raise OSError(answer.error, f"{os.strerror(answer.error)} ({answer.reason})")
+        else:
+            self._link.warn_once("not registered: %s", answer.reason)
+
+    def accepted(self, fd: int, address: Address, table: Table) -> tuple[int, Address] | None:
+        """Return what accept() should return for a connection of the kernel's.
+
+        None when it was a nudge for a connection that a sibling process has taken.
+        """
+        if address[0] in (door.NUDGE_HOST, _MAPPED_NUDGE) and self._queue is not None:
+            os.close(fd)
+            got = door.pop(self._queue)
+            if got is None:
+                return None
+            fd, address = got[0], got[1].peer.address
+            self._name(fd, Names(self.public, address), table)
+        elif self.public is not None and not is_loopback(address[0]):
+            self._name(fd, Names(self.public, None), table)
+        return fd, address
+
+    def _name(self, fd: int, names: Names, table: Table) -> None:
+        os.set_blocking(fd, False)
+        sock = _socket.socket(fileno=fd)
+        try:
+            table.put(sock, names)
+        finally:
+            sock.detach()
+
+    def release(self) -> None:
+        """The socket is gone from this process: give up our end of its queue."""
+        if self._queue is not None:
+            self._queue.close()
+            self._queue = None
