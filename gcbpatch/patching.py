@@ -79,7 +79,7 @@ def _configure(settings: ClientConfig) -> None:
     from .sockets.link import Link
     from .sockets.raw import LAYER
 
-    logging.getLogger("gcbpatch").setLevel(settings.log)
+    _log_to(os.environ.get("GCB_LOG_FILE", ""), settings.log)
     if not settings.active:
         LAYER.configure(None)
         return
@@ -87,3 +87,13 @@ def _configure(settings: ClientConfig) -> None:
     os.environ.update(to_environ(settings))
     name = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
     LAYER.configure(Link(settings, name))
+
+
+def _log_to(path: str, level: str) -> None:
+    """Log into a file where one is named; else the program's own logging decides."""
+    logger = logging.getLogger("gcbpatch")
+    logger.setLevel(level)
+    if path and not logger.handlers:
+        handler = logging.FileHandler(path)
+        handler.setFormatter(logging.Formatter("%(asctime)s program[%(process)d] %(message)s"))
+        logger.addHandler(handler)

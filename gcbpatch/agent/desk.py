@@ -47,10 +47,13 @@ class Desk:
     async def listen(self, asked: Listen, queue_fd: int) -> Listening:
         """Register a listener, with DPF first where there is a gateway, else with GCB."""
         one = self.listeners.add(asked, queue_fd)
-        one.settled.clear()
         if not (self._gateway is not None and await self._gateway.forward(one)):
             await self._register_somewhere(one)
-        one.settled.set()
+        log.info(
+            "listener %s: %s",
+            format_address(one.bound),
+            f"{format_address(one.proxy)} by {one.how}" if one.how and one.proxy else one.reason,
+        )
         return listening(one)
 
     async def _register_somewhere(self, one: Listener) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import _socket
 import array
 import os
+import posix
 import socket
 import struct
 import sys
@@ -269,7 +270,8 @@ def spawn(door: _socket.socket, environ: dict[str, str]) -> None:
 
 def _reap(child: int) -> None:
     try:
-        os.waitpid(child, 0)
+        # Not os.waitpid: gevent's would keep the result for the program's next wait().
+        posix.waitpid(child, 0)
     except ChildProcessError:
         # SIGCHLD is ignored, or a wait() of the program's was quicker: reaped either way.
         return

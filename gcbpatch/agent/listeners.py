@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..addresses import Address, is_wildcard
 from . import sockdiag, streams
@@ -37,7 +37,6 @@ class Listener:
     how: str = ""
     error: int = 0
     reason: str = ""
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def nudge_target(self) -> Address:

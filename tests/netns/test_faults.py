@@ -1,0 +1,203 @@
+"""Daemons and clients that die, tokens that are wrong, ports that run out: over real NAT."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.netns.lab import Host, Lab, Program
+from tests.netns.pairs import ADDRESS, World, exchanged
+
+LIFETIME = {"GCB_LIFETIME": "3"}
+"""Seconds; a third of it between heartbeats, so that tests see what happens at their end."""
+
+
+@pytest.fixture
+def world(lab: Lab, tmp_path: Path) -> World:
+    """Two NAT gateways that drop what is unsolicited."""
+    return World(lab, tmp_path)
+
+
+class Dialogue:
+    """A connector that holds its connections while the world around it breaks."""
+
+    def __init__(self, world: World, host: Host) -> None:
+        self._program = world.start(host, "dialogue", stdin=subprocess.PIPE)
+
+    def __call__(self, command: str) -> str:
+        self._program.stdin.write(f"{command}\n".encode())
+        self._program.stdin.flush()
+        return self._program.wait_line("^(connected|heard|error) .*$").group(0)
+
+
+def echo(world: World, host: Host) -> tuple[Program, str]:
+    """Start an echo listener; return it and its address."""
+    program = world.start(host, "echo")
+    return program, program.wait_line(ADDRESS).group(1)
+
+
+def test_a_broker_that_was_killed_gets_its_clients_back(world: World) -> None:
+    broker = world.broker(world.public, lifetime=3, log="INFO")
+    for one in (world.a, world.a2, world.b):
+        world.use_broker(one, world.public.address, **LIFETIME)
+    _, address = echo(world, world.a)
+    relayed, local = Dialogue(world, world.b), Dialogue(world, world.a2)
+    assert relayed(f"connect {address}") == local(f"connect {address}") == "connected 0"
+    assert relayed("say 0 one") == local("say 0 one") == "heard one"
+    assert world.path_to(world.b, address) == "relayed"
+    assert world.path_to(world.a2, address) == "local"
+
+    broker.kill()
+    assert local("say 0 still") == "heard still", "a direct connection needs no broker"
+    assert relayed("say 0 gone").startswith("error"), "a relayed one ends with its broker"
+
+    again = world.broker(world.public, lifetime=3, log="INFO")
+    again.wait_line(f"registered {address}", stream="stderr")
+    for one in (relayed, local):
+        assert one(f"connect {address}") == "connected 1"
+        assert one("say 1 two") == "heard two"
+    assert local("say 0 on") == "heard on"
+
+
+def test_a_claimed_address_is_not_given_to_anybody_else(world: World) -> None:
+    broker = world.broker(world.public, lifetime=3, log="INFO", proxy_ports="20000-20099")
+    for one in (world.a, world.b):
+        world.use_broker(one, world.public.address, **LIFETIME)
+    _, address = echo(world, world.a)
+    port = address.rpartition(":")[2]
+    broker.kill()
+    again = world.broker(world.public, lifetime=3, log="INFO", proxy_ports="20000-20099")
+    _, other = echo(world, world.b)
+    again.wait_line(f"registered {address}", stream="stderr")
+    assert other != address
+    assert port in address
+
+
+def test_a_client_that_is_killed_is_forgotten_within_its_lifetime(world: World) -> None:
+    broker = world.broker(world.public, lifetime=3, log="INFO")
+    world.use_broker(world.a, world.public.address, **LIFETIME)
+    program, address = echo(world, world.a)
+    program.kill()
+    broker.wait_line("unregistered|expired", stream="stderr")
+    assert "refused" in world.connect(world.other, address)["error"]
+
+
+def test_a_host_that_vanishes_is_forgotten_within_its_lifetime(world: World) -> None:
+    broker = world.broker(world.public, lifetime=3, log="INFO")
+    world.use_broker(world.a, world.public.address, **LIFETIME)
+    _, address = echo(world, world.a)
+    world.a.space.ip("link set eth0 down")
+    broker.wait_line("expired", stream="stderr")
+    assert "refused" in world.connect(world.other, address)["error"]
+
+
+def rules(world: World) -> str:
+    """All legacy NAT rules of gateway A, as the kernel has them."""
+    return world.gateway_a.run(["iptables-legacy-save", "-t", "nat"], privileged=True).stdout
+
+
+def test_dpfd_killed_and_restarted_keeps_its_mappings(world: World) -> None:
+    daemon = world.gateway_daemon(world.gateway_a, lifetime=3)
+    world.use_gateway(world.a, **LIFETIME)
+    _, address = echo(world, world.a)
+    before = rules(world)
+    assert f"--dport {address.rpartition(':')[2]} " in before
+    outside = Dialogue(world, world.other)
+    assert outside(f"connect {address}") == "connected 0"
+
+    daemon.kill()
+    assert outside("say 0 meanwhile") == "heard meanwhile"
+    assert outside(f"connect {address}") == "connected 1", "the kernel forwards without dpfd"
+
+    world.gateway_daemon(world.gateway_a, lifetime=3)
+    assert rules(world) == before
+    assert outside(f"connect {address}") == "connected 2"
+    assert outside("say 0 on") == outside("say 2 on") == "heard on"
+
+
+def test_dpfd_removes_the_rule_of_a_killed_client_within_its_lifetime(world: World) -> None:
+    daemon = world.gateway_daemon(world.gateway_a, lifetime=3)
+    world.use_gateway(world.a, **LIFETIME)
+    program, address = echo(world, world.a)
+    port = address.rpartition(":")[2]
+    assert port in rules(world)
+    program.kill()
+    daemon.wait_line(f"{address}.* removed", stream="stderr")
+    assert port not in rules(world), daemon.stderr
+
+
+def test_a_closed_listener_is_unregistered_at_once(world: World) -> None:
+    broker = world.broker(world.public, log="INFO")
+    world.use_broker(world.a, world.public.address)
+    program, address = echo(world, world.a)
+    program.terminate()
+    broker.wait_line(f"unregistered {address}", stream="stderr")
+
+
+def test_an_unreachable_broker_costs_one_warning_and_nothing_else(world: World) -> None:
+    world.use_broker(world.a, world.public.address, GCB_PATIENCE="1")
+    listening = world.listen(world.a)
+    assert listening.address.startswith(f"{world.a.address}:")
+    exchanged(world, world.a2, listening)
+    mine = world.connect(world.a, world.listen(world.other).address)
+    assert "error" not in mine
+    logged = world.log_of(world.a).read_text()
+    assert logged.count("going on as if unpatched") == 1
+
+
+def test_a_broker_that_comes_late_is_found_by_itself(world: World) -> None:
+    world.use_broker(world.a, world.public.address, GCB_PATIENCE="0.5", **LIFETIME)
+    listening = world.listen(world.a)
+    port = listening.address.rpartition(":")[2]
+    broker = world.broker(world.public, lifetime=3, log="INFO")
+    broker.wait_line(f"registered {world.public.address}:{port}", stream="stderr")
+    listening.address = f"{world.public.address}:{port}"
+    exchanged(world, world.other, listening)
+
+
+def test_a_wrong_token_leaves_the_program_as_if_unpatched(world: World) -> None:
+    broker = world.broker(world.public, token="the-right-token")
+    world.use_broker(world.a, world.public.address, token="a-wrong-token")
+    world.use_broker(world.b, world.public.address, token="the-right-token")
+    listening = world.listen(world.a)
+    assert listening.address.startswith(f"{world.a.address}:")
+    broker.wait_line(f"refused {world.gateway_a.address}.*token", stream="stderr")
+    # An ordinary connector needs no token to use somebody's proxy address.
+    exchanged(world, world.a, world.listen(world.b))
+
+
+def test_exhausted_proxy_ports_are_eaddrnotavail(world: World) -> None:
+    world.broker(world.public, proxy_ports="20000-20000")
+    answers = []
+    for one in (world.a, world.a2, world.b):
+        world.use_broker(one, world.public.address)
+        program = world.start(one, "echo", "--port", "30000")
+        answers.append(program.wait_line("listening on .*|listen failed: .*").group(0))
+    assert answers[:2] == [
+        f"listening on {world.public.address}:30000",
+        f"listening on {world.public.address}:20000",
+    ]
+    assert answers[2].startswith(f"listen failed: {errno.EADDRNOTAVAIL} ")
+
+
+@pytest.mark.parametrize("system", ["gcb", "dpf"])
+def test_an_interrupted_program_leaves_no_agent(world: World, system: str) -> None:
+    if system == "gcb":
+        world.broker(world.public)
+        world.use_broker(world.a, world.public.address)
+    else:
+        world.gateway_daemon(world.gateway_a)
+        world.use_gateway(world.a)
+    program, _ = echo(world, world.a)
+    agent = int(re.search(r"agent\[(\d+)\]", world.log_of(world.a).read_text()).group(1))
+    ended = os.pidfd_open(agent)
+    program.signal(signal.SIGINT)
+    program.wait()
+    assert select.select([ended], [], [], 60.0)[0], "the agent outlived its last program"
