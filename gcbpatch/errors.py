@@ -68,6 +68,12 @@ _ERRNO = {
 }
 
 
+EXHAUSTED = frozenset(
+    {Status.NO_RESOURCES, Status.CANNOT_PROVIDE_EXTERNAL, Status.QUOTA_EXCEEDED}
+)
+"""Refusals for want of something: a program that listens is told so, by EADDRNOTAVAIL."""
+
+
 def errno_of(status: Status) -> int:
     """Return the errno that a program sees at the socket surface for ``status``."""
     return _ERRNO.get(status, errno.ECONNABORTED)

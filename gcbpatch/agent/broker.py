@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from ..addresses import Address, format_address
 from ..config import ClientConfig
-from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
+from ..errors import EXHAUSTED, RefusedError, RemoteProtocolError, Status, errno_of
 from ..wire.auth import Key
 from ..wire.messages import (
     TCP,
@@ -96,9 +96,10 @@ class Broker:
         return True
 
     def _note_failure(self, error: Exception) -> None:
-        if isinstance(error, Unreachable):
-            self._unreachable = True
-        log.warning("broker %s: %s", format_address(self.address), error)
+        # Said at every heartbeat while it lasts, but only once for the log's readers.
+        level = logging.DEBUG if self._unreachable else logging.WARNING
+        log.log(level, "broker %s: %s", format_address(self.address), error)
+        self._unreachable = self._unreachable or isinstance(error, Unreachable)
 
     def adopt(self, one: Listener) -> None:
         """Keep at it: at every heartbeat, whatever is not registered here gets registered."""
@@ -116,7 +117,7 @@ class Broker:
         except (Unreachable, RefusedError, RemoteProtocolError) as error:
             self._note_failure(error)
             one.reason = str(error)
-            if isinstance(error, RefusedError):
+            if isinstance(error, RefusedError) and error.status in EXHAUSTED:
                 one.error = errno_of(error.status)
             return False
         assert isinstance(reply, RegisterReply)

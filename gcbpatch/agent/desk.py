@@ -48,6 +48,8 @@ class Desk:
         """Register a listener, with DPF first where there is a gateway, else with GCB."""
         one = self.listeners.add(asked, queue_fd)
         if not (self._gateway is not None and await self._gateway.forward(one)):
+            if self._gateway is not None and self._brokers:
+                self._gateway.abandon(one)
             await self._register_somewhere(one)
         log.info(
             "listener %s: %s",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from ..addresses import Address, format_address
 from ..config import ClientConfig
-from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
+from ..errors import EXHAUSTED, RefusedError, RemoteProtocolError, Status, errno_of
 from ..wire import auth
 from ..wire.codec import Kind, message_of
 from ..wire.messages import (
@@ -72,16 +72,27 @@ class Gateway:
         self._managements: dict[bytes, _Management] = {}
         self._proofs: set[asyncio.Task[None]] = set()
         self._heart: asyncio.Task[None] | None = None
+        self._silent = False
+
+    @property
+    def patience(self) -> float:
+        """Seconds to wait: a dpfd that has been silent gets one try, not a program's time."""
+        return 0.3 if self._silent else self._config.patience
+
+    def _note_failure(self, error: Exception) -> None:
+        level = logging.DEBUG if self._silent else logging.WARNING
+        log.log(level, "dpfd at %s: %s", format_address(self.address), error or "no answer")
+        self._silent = self._silent or not isinstance(error, RefusedError)
 
     async def reach(self) -> bool:
         """Return whether dpfd answers; its public addresses are known afterwards."""
         if self.publics:
             return True
         try:
-            async with asyncio.timeout(self._config.patience), self._turn:
+            async with asyncio.timeout(self.patience), self._turn:
                 await self._open_session()
         except FAILURES as error:
-            log.warning("dpfd at %s: %s", format_address(self.address), error or "no answer")
+            self._note_failure(error)
             return False
         return True
 
@@ -94,9 +105,9 @@ class Gateway:
             host = await self._local_host()
             reply = await self._ask(Command.FORWARD, self._forward(one, management, host))
         except FAILURES as error:
-            log.warning("dpfd at %s: %s", format_address(self.address), error or "no answer")
+            self._note_failure(error)
             one.reason = f"dpfd: {error or 'no answer'}"
-            if isinstance(error, RefusedError):
+            if isinstance(error, RefusedError) and error.status in EXHAUSTED:
                 one.error = errno_of(error.status)
             return False
         assert isinstance(reply, ForwardReply)
@@ -118,20 +129,24 @@ class Gateway:
         )
 
     async def _local_host(self) -> str:
-        async with asyncio.timeout(self._config.patience), self._turn:
+        async with asyncio.timeout(self.patience), self._turn:
             session = await self._open_session()
             return str(session.getsockname()[0])
 
     async def unforward(self, one: Listener) -> None:
         """Take the mapping back; its management socket is gone at once in any case."""
-        management = self._managements.pop(one.listener, None)
-        if management is not None:
-            asyncio.get_running_loop().remove_reader(management.sock)
-            management.sock.close()
+        self.abandon(one)
         try:
             await self._ask(Command.UNFORWARD, Unforward(self._client, one.listener))
         except FAILURES as error:
             log.info("unforward at %s: %s", format_address(self.address), error or "no answer")
+
+    def abandon(self, one: Listener) -> None:
+        """Close the management socket and try no more."""
+        management = self._managements.pop(one.listener, None)
+        if management is not None:
+            asyncio.get_running_loop().remove_reader(management.sock)
+            management.sock.close()
 
     async def query(self, public: Address) -> Address | None:
         """Return where inside ``public`` leads; None when it is no mapping of the gateway's."""
@@ -145,7 +160,7 @@ class Gateway:
 
     async def _ask(self, command: Command, message: Message) -> Message:
         """One request over the command session, opened again once if it has gone stale."""
-        async with asyncio.timeout(self._config.patience), self._turn:
+        async with asyncio.timeout(self.patience), self._turn:
             session = await self._open_session()
             try:
                 return await streams.ask(session, command, message, self._key)
@@ -174,6 +189,7 @@ class Gateway:
         reply = await self._whole(session, Command.SESSION, Session(self._client))
         assert isinstance(reply, SessionReply)
         self.publics = tuple(reply.public)
+        self._silent = False
         return session
 
     def _drop_session(self) -> None:
@@ -212,7 +228,7 @@ class Gateway:
         try:
             reply = await self._ask(Command.RENEW, Renew(self._client, ids))
         except FAILURES as error:
-            log.warning("dpfd at %s: %s", format_address(self.address), error or "no answer")
+            self._note_failure(error)
             return
         assert isinstance(reply, RenewReply)
         for one in filter(None, map(self._listeners.get, reply.lost)):

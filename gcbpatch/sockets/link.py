@@ -54,22 +54,34 @@ class Link:
         Other greenlets run meanwhile. Raises AgentGone.
         """
         limit = 3 * self.config.patience + ANSWER_MARGIN if seconds is None else seconds
+        # An agent that had just decided to end takes a question along with it: ask the next.
+        answer = self._ask_once(message, fds, limit) or self._ask_once(message, fds, limit)
+        if answer is None:
+            raise AgentGone("the agent went away")
+        return answer
+
+    def _ask_once(
+        self, message: door.DoorMessage, fds: tuple[int, ...], limit: float
+    ) -> door.DoorMessage | None:
         conn = self.begin(message, fds)
         try:
             wait_read(conn.fileno(), timeout=limit)
             answer, back = door.receive_answer(conn)
+        except ConnectionResetError:
+            return None
         except (OSError, door.DoorError) as error:
             raise AgentGone(f"the agent did not answer: {error}") from error
         finally:
             conn.close()
         door.close_all(back)
-        if answer is None:
-            raise AgentGone("the agent went away")
         return answer
 
     def begin(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> _socket.socket:
         """Ask, and return the connection on which the answer will come. Raises AgentGone."""
         self._attach()
+        return self._say(message, fds)
+
+    def _say(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> _socket.socket:
         conn = self._connect()
         try:
             door.send(conn, message, fds)
@@ -84,9 +96,7 @@ class Link:
             if not _hung_up(self._attached[1]):
                 return
             self._attached[1].close()
-        conn = self._connect()
-        door.send(conn, door.Attach(os.getpid()))
-        self._attached = os.getpid(), conn
+        self._attached = os.getpid(), self._say(door.Attach(os.getpid()))
 
     def _connect(self) -> _socket.socket:
         for _ in range(START_TRIES):

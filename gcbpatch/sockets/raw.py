@@ -43,6 +43,10 @@ class Layer:
 
 LAYER = Layer()
 
+_BOUND = "bound"
+"""State of a socket that the program has bound, and nothing else yet: it may become a listener."""
+_TCP_CLOSE = 7
+
 
 class Raw(_wrefsocket):
     """A kernel socket that may have a public identity or a connect under way."""
@@ -61,13 +65,15 @@ class Raw(_wrefsocket):
         if LAYER.hosts and isinstance(address, tuple) and address and address[0] in LAYER.hosts:
             address = ("", *address[1:])
         super().bind(address)
+        if self._state is None and LAYER.link is not None:
+            self._state = _BOUND
 
     def listen(self, *args: Any) -> None:
         """Listen, and get a public identity where a broker or gateway is configured."""
         super().listen(*args)
         if isinstance(self._state, Listener):
             self._state.listened()
-        elif self._state is None:
+        elif self._state in (None, _BOUND):
             self._register(True)
 
     def _register(self, listens: bool) -> None:
@@ -98,23 +104,30 @@ class Raw(_wrefsocket):
         state = self._state
         if isinstance(state, Pending):
             return state.name()
-        if state is None and LAYER.link is not None and self._may_register():
+        if state is _BOUND and self._only_bound():
             self._register(False)
             state = self._state
         name = super().getsockname()
         if LAYER.link is None or LAYER.link.config.identity == "local":
             return name
         if isinstance(state, Listener):
-            return state.identity() or name
+            return self._identity(state) or name
         if isinstance(state, Names) and state.local is not None:
             return state.local
         return self._connected_name(name)
 
-    def _may_register(self) -> bool:
+    def _identity(self, listener: Listener) -> Any:
+        public = listener.identity()
+        if public is not None:
+            LAYER.hosts.add(public[0])
+        return public
+
+    def _only_bound(self) -> bool:
         """A bound stream socket whose name is asked for is about to be advertised."""
-        if self.family != socket.AF_INET or not self.type & socket.SOCK_STREAM:
+        if not self.type & socket.SOCK_STREAM or self.family != socket.AF_INET:
             return False
-        return bool(_base.getsockname(self)[1]) and not self._is_connected()
+        info: bytes = _base.getsockopt(self, socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return info[0] == _TCP_CLOSE
 
     def _is_connected(self) -> bool:
         try:
@@ -150,6 +163,8 @@ class Raw(_wrefsocket):
             if not state.done:
                 return errno.EALREADY
             return self._settle(state) or errno.EISCONN
+        if state is _BOUND:
+            self._state = None
         connector = LAYER.connector
         if connector is None or self.family != socket.AF_INET:
             return super().connect_ex(address)

@@ -100,7 +100,8 @@ def test_a_host_that_vanishes_is_forgotten_within_its_lifetime(world: World) -> 
 
 def rules(world: World) -> str:
     """All legacy NAT rules of gateway A, as the kernel has them."""
-    return world.gateway_a.run(["iptables-legacy-save", "-t", "nat"], privileged=True).stdout
+    saved = world.gateway_a.run(["iptables-legacy-save", "-t", "nat"], privileged=True).stdout
+    return "\n".join(line for line in saved.splitlines() if line.startswith("-A"))
 
 
 def test_dpfd_killed_and_restarted_keeps_its_mappings(world: World) -> None:
@@ -185,6 +186,25 @@ def test_exhausted_proxy_ports_are_eaddrnotavail(world: World) -> None:
         f"listening on {world.public.address}:20000",
     ]
     assert answers[2].startswith(f"listen failed: {errno.EADDRNOTAVAIL} ")
+
+
+def test_exhausted_gateway_ports_are_eaddrnotavail(world: World) -> None:
+    world.gateway_daemon(world.gateway_a, ports="20000-20000")
+    for one in (world.a, world.a2):
+        world.use_gateway(one)
+    _, address = echo(world, world.a)
+    assert address == f"{world.gateway_a.address}:20000"
+    refused = world.start(world.a2, "echo").wait_line("listen failed: (.*)")
+    assert refused.group(1).startswith(f"{errno.EADDRNOTAVAIL} ")
+
+
+def test_a_listener_falls_back_to_gcb_where_no_dpfd_answers(world: World) -> None:
+    world.broker(world.public)
+    world.use_broker(world.a, world.public.address, GCB_PATIENCE="1")
+    world.use_gateway(world.a)
+    listening = world.listen(world.a)
+    assert listening.address.startswith(f"{world.public.address}:")
+    exchanged(world, world.other, listening)
 
 
 @pytest.mark.parametrize("system", ["gcb", "dpf"])
