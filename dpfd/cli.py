@@ -1,0 +1,71 @@
+"""The command ``dpfd``: flags, log, exit codes.
+
+Exit codes: 0 after SIGTERM or SIGINT; 1 if the kernel refuses; 2 for bad usage or settings,
+with one line that says what would be right. It must never import python-iptables itself.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from gcbpatch.errors import ConfigError, GcbError
+
+from . import config as settings
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--config", "path", metavar="FILE", help="Settings in TOML; flags win over them.")
+@click.option("--private", metavar="IFACE", help="Interface of the network inside.")
+@click.option("--public", metavar="IFACE|IP[,IP]", help="Interface or addresses of the outside.")
+@click.option("--port", type=int, help="Port for commands, on the private side.  [65431]")
+@click.option("--ports", metavar="LO-HI", help="Public ports to give away.  [10000-32767]")
+@click.option("--backend", metavar="auto|iptables", help="What sets the rules.  [auto: iptables]")
+@click.option("--mirror", metavar="FILE", help=f"The mirror file.  [{settings.DEFAULT_MIRROR}]")
+@click.option("--token-file", metavar="FILE", help="Tokens of clients, one 'name token' a line.")
+@click.option("--lifetime", type=int, metavar="SECONDS", help="The longest lease.  [30]")
+@click.option("--log", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.  [INFO]")
+@click.option("--flush", is_flag=True, help="Remove all rules and mappings of dpfd's, and end.")
+def command(path: str | None, flush: bool, **flags: Any) -> None:
+    """Forward ports of a NAT gateway to programs inside, as they ask for it.
+
+    Rules stay when dpfd ends, since mappings live through a restart; --flush removes them.
+    SIGHUP reads the tokens again and puts right what others changed in the firewall.
+    """
+    config = settings.load(path, flags)
+    logging.basicConfig(
+        level=config.log,
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    from . import daemon
+
+    if flush:
+        daemon.flush(config)
+        return
+    for key in ("private", "public"):
+        if not getattr(config, key):
+            raise ConfigError(f"--{key} is missing; the {key} interface would be right")
+    daemon.run(config)
+
+
+def main() -> None:
+    """Run the command and exit."""
+    try:
+        command.main(prog_name="dpfd", standalone_mode=False)
+    except click.ClickException as error:
+        _exit(2, error.format_message())
+    except click.Abort:
+        _exit(130, "interrupted")
+    except ConfigError as error:
+        _exit(2, str(error))
+    except GcbError as error:
+        _exit(1, str(error))
+
+
+def _exit(code: int, complaint: str) -> None:
+    print(f"dpfd: {' '.join(complaint.split())}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,115 @@
+"""Who may map what, and which public addresses there are to give."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpfd.policy import Policy, Refused
+from dpfd.pool import Pool
+from gcbpatch.errors import Status
+from gcbpatch.wire.messages import TCP, UDP, Endpoint, Forward
+
+PEER = "10.1.0.2"
+
+
+def request(**changes: object) -> Forward:
+    settings: dict[str, object] = {
+        "client": b"c" * 16,
+        "listener": b"l" * 16,
+        "protocol": TCP,
+        "inside": Endpoint(PEER, 80),
+        "wished": None,
+        "management": Endpoint(PEER, 40000),
+        "nonce": b"n" * 16,
+        "lifetime": 30,
+    }
+    return Forward(**(settings | changes))  # type: ignore[arg-type]
+
+
+def test_a_client_may_map_its_own_address() -> None:
+    Policy().check(request(), PEER)
+
+
+REFUSED = {
+    "another host's address": ({"inside": Endpoint("10.1.0.3", 80)}, Status.NOT_AUTHORIZED),
+    "the gateway's address": ({"inside": Endpoint("10.1.0.1", 22)}, Status.NOT_AUTHORIZED),
+    "all addresses": ({"inside": Endpoint("0.0.0.0", 80)}, Status.NOT_AUTHORIZED),
+    "an IPv6 address": ({"inside": Endpoint("::1", 80)}, Status.NOT_AUTHORIZED),
+    "somebody else's management socket": (
+        {"management": Endpoint("10.1.0.3", 40000)},
+        Status.NOT_AUTHORIZED,
+    ),
+    "inside port 0": ({"inside": Endpoint(PEER, 0)}, Status.MALFORMED),
+    "management port 0": ({"management": Endpoint(PEER, 0)}, Status.MALFORMED),
+    "lifetime 0": ({"lifetime": 0}, Status.MALFORMED),
+    "UDP": ({"protocol": UDP}, Status.UNSUPPORTED),
+    "something between TCP and UDP": ({"protocol": 7}, Status.UNSUPPORTED),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_refused(what: str) -> None:
+    changes, status = REFUSED[what]
+    with pytest.raises(Refused) as refusal:
+        Policy().check(request(**changes), PEER)
+    assert refusal.value.status is status
+
+
+def test_nobody_may_map_the_wildcard_address() -> None:
+    everywhere = Endpoint("0.0.0.0", 80)
+    with pytest.raises(Refused):
+        Policy().check(request(inside=everywhere, management=everywhere), "0.0.0.0")
+
+
+@pytest.mark.parametrize(("wished", "granted"), [(1, 1), (30, 30), (31, 30), (86400, 30)])
+def test_lifetimes_are_clamped(wished: int, granted: int) -> None:
+    assert Policy(max_lifetime=30).lifetime(wished) == granted
+
+
+def test_a_client_has_a_quota_and_so_have_all() -> None:
+    policy = Policy(per_client=2, in_all=5)
+    policy.check_room(1, 4)
+    with pytest.raises(Refused) as refusal:
+        policy.check_room(2, 4)
+    assert refusal.value.status is Status.QUOTA_EXCEEDED
+    with pytest.raises(Refused) as refusal:
+        policy.check_room(1, 5)
+    assert refusal.value.status is Status.NO_RESOURCES
+
+
+A, B = "198.51.100.1", "198.51.100.2"
+POOL = Pool((A, B), 10000, 10003)
+
+
+def test_the_wish_comes_first() -> None:
+    assert next(POOL.candidates([(B, 10002)], 0)) == (B, 10002)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "203.0.113.9"])
+def test_a_wish_without_a_host_of_ours_is_for_the_port(host: str) -> None:
+    candidates = POOL.candidates([(host, 10002)], 0)
+    assert [next(candidates), next(candidates)] == [(A, 10002), (B, 10002)]
+
+
+def test_a_second_wish_comes_before_chance() -> None:
+    candidates = [*POOL.candidates([(A, 10001), (B, 10003)], 0)]
+    assert candidates.index((B, 10003)) == 2  # (B, 10001) fits the first wish better
+
+
+@pytest.mark.parametrize("wish", [(A, 22), (A, 10004), ("0.0.0.0", 0), (A, 0)])
+def test_a_wish_that_cannot_be_is_passed_over(wish: tuple[str, int]) -> None:
+    assert list(POOL.candidates([wish], 3)) == list(POOL.candidates([], 3))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from([A, B, "0.0.0.0"]), st.integers(0, 65535))), st.integers(0)
+)
+def test_every_address_is_offered_once(wishes: list[tuple[str, int]], start: int) -> None:
+    candidates = list(POOL.candidates(wishes, start))
+    assert len(candidates) == POOL.size == 8
+    assert set(candidates) == {(h, p) for h in (A, B) for p in range(10000, 10004)}
+
+
+def test_where_to_begin_is_chance() -> None:
+    starts = {next(POOL.candidates([], start)) for start in range(8)}
+    assert len(starts) == 8
