@@ -5,9 +5,11 @@ It must never run at import, and never patch a daemon or an agent.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
+from dataclasses import replace
 from typing import Any
 
 from .agent import door
@@ -85,8 +87,18 @@ def _configure(settings: ClientConfig) -> None:
         return
     settings.key()
     os.environ.update(to_environ(settings))
-    name = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
-    LAYER.configure(Link(settings, name))
+    tree = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
+    LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
+
+
+def _mark_of(settings: ClientConfig) -> str:
+    """Tell settings apart: a child that was given others needs an agent of its own.
+
+    The mark is part of a name that every user of the machine can see, so the token, which
+    could be guessed from it, stays out.
+    """
+    text = repr(sorted(to_environ(replace(settings, token="")).items()))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _log_to(path: str, level: str) -> None:

@@ -254,6 +254,25 @@ def test_python_m_gcbpatch_leaves_no_trace_of_itself(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (7, expected), done.stderr
 
 
+def test_a_child_with_other_settings_gets_an_agent_of_its_own(broker: str) -> None:
+    done = run(
+        """
+        import gcbpatch; gcbpatch.patch_all()
+        import os, socket, subprocess, sys
+        listener = socket.create_server(("", 0))
+        child = "import gcbpatch; gcbpatch.patch_all()\\n"
+        child += "import socket; print(socket.create_server(('', 0)).getsockname()[0])"
+        same = dict(os.environ)
+        other = same | {"GCB_BROKER": "127.0.0.1:1", "GCB_PATIENCE": "0.3"}
+        for environ in (same, other):
+            print(subprocess.run([sys.executable, "-c", child], env=environ, text=True,
+                                 capture_output=True).stdout.strip())
+        """,
+        GCB_BROKER=broker,
+    )
+    assert done.stdout == "127.0.0.1\n0.0.0.0\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("environ", "words"),
     [

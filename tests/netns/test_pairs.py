@@ -96,6 +96,18 @@ def test_a_connector_reaches_a_dpf_listener(
         assert theirs["peer"][0] == host(world, connector).observed_address
 
 
+def test_with_both_configured_dpf_comes_first(world: World) -> None:
+    world.broker(world.public)
+    world.gateway_daemon(world.gateway_a)
+    for one in (world.a, world.b):
+        world.use_broker(one, world.public.address)
+    world.use_gateway(world.a)
+    listening = world.listen(world.a)
+    assert listening.address.startswith(f"{world.gateway_a.address}:")
+    exchanged(world, world.other, listening)
+    exchanged(world, world.b, listening)
+
+
 @pytest.mark.parametrize("system", ["gcb", "dpf"])
 def test_a_patched_connector_reaches_an_ordinary_public_listener(
     world: World, system: str
