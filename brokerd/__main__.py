@@ -1,0 +1,7 @@
+"""``python -m brokerd``: the same as the command ``brokerd``."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

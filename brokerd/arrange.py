@@ -1,0 +1,71 @@
+"""Which ways may join this connector with this listener, best first.
+
+Pure: two sides as the broker sees them in, a list of paths out. It must never promise that
+a path works (only dialling can tell), and never leave out the relay, which always does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gcbpatch.addresses import Address, is_loopback, is_private, is_wildcard
+from gcbpatch.wire.messages import Endpoint, Path, PathKind
+
+MOST_ADDRESSES = 4
+"""Per path, so that a CALL with all its paths stays below one datagram (codec.MAX_DATAGRAM)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a connection to be.
+
+    ``observed`` is where its control datagrams come from, ``local`` where its agent takes
+    OPEN, ``network`` the name that its site gave to its private network, empty if none.
+    """
+
+    observed: Address
+    local: tuple[Endpoint, ...] = ()
+    network: str = ""
+
+
+def arrange(connector: Side, listener: Side) -> list[Path]:
+    """Return the paths between two sides, best first; both sides are told the same.
+
+    RELAYED names no address: each side dials the broker at the address at which it talks
+    to it already, since a broker on a gateway has another one inside than outside.
+    """
+    candidates = (
+        (PathKind.LOCAL, _inside(connector, listener)),
+        (PathKind.DIRECT, _untranslated(listener)),
+        (PathKind.REVERSE, _untranslated(connector)),
+    )
+    paths = [Path(kind, found[:MOST_ADDRESSES]) for kind, found in candidates if found]
+    return [*paths, Path(PathKind.RELAYED, [])]
+
+
+def _inside(connector: Side, listener: Side) -> list[Endpoint]:
+    """Return the listener's private endpoints, if both may be in one private network.
+
+    Seen under one address they are behind the same NAT or are the same host; a broker on
+    the gateway itself sees private addresses of both. Names alone prove nothing, but two
+    different names tell that the networks are not the same.
+    """
+    here, there = connector.observed[0], listener.observed[0]
+    if here != there and not (is_private(here) and is_private(there)):
+        return []
+    if connector.network and listener.network and connector.network != listener.network:
+        return []
+    same_host = is_loopback(here) and is_loopback(there)
+    return [e for e in listener.local if _is_inside(e) and (same_host or not is_loopback(e.host))]
+
+
+def _is_inside(endpoint: Endpoint) -> bool:
+    return is_private(endpoint.host) and endpoint.port != 0
+
+
+def _untranslated(side: Side) -> list[Endpoint]:
+    """Return where a side can be dialled from anywhere: it has the address it is seen under."""
+    host = side.observed[0]
+    if is_private(host) or is_wildcard(host):
+        return []
+    return [e for e in side.local if e.host == host and e.port != 0]

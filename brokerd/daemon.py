@@ -1,0 +1,152 @@
+"""Builds a broker, starts it, and stops it in order.
+
+Everything that a broker is made of is put together here and nowhere else. It must never
+decide anything about a command.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from gcbpatch.addresses import format_address, is_private
+from gcbpatch.errors import ConfigError
+
+from .config import BrokerConfig, read_or_make_key
+from .dispatch import Dispatcher, Identity
+from .limits import Limits
+from .proxies import Proxies, is_local
+from .pump import Pump
+from .registry import Ports, Registry
+from .relay import Relays
+from .server import Complainer, Datagrams, Door, command_sockets
+
+log = logging.getLogger("brokerd")
+
+TICK = 0.25
+"""Seconds between looks at what is over: lifetimes, rendezvous, CALLs to send again."""
+
+
+class Daemon:
+    """One broker in this process. ``reread`` gives the settings anew on SIGHUP."""
+
+    def __init__(self, config: BrokerConfig, reread: Callable[[], BrokerConfig]) -> None:
+        """Take the command port and read the secrets. Raises ConfigError."""
+        self._config = config
+        self._reread = reread
+        keyring = config.keyring()
+        claim_secret, first_start = read_or_make_key(config.key_file)
+        udp, tcp = _command_sockets(config)
+        self._port: int = tcp.getsockname()[1]
+        self._loop: Any = gevent.get_hub().loop
+        self._stop = Event()
+        complainer = Complainer()
+        now = time.monotonic()
+        self._limits = Limits(config.limits)
+        self._pump = Pump(self._loop)
+        self._relays = Relays(self._loop, self._pump, self._limits)
+        self._datagrams = Datagrams(self._loop, udp, complainer)
+        # Under a key that nobody has seen yet there are no claims to wait for.
+        quiet_until = now if first_start else now + config.lifetime
+        registry = Registry(
+            config.address, Ports(*config.proxy_ports), config.lifetime, claim_secret, quiet_until
+        )
+        identity = Identity(config.address, self._port, os.urandom(8), os.urandom(32))
+        self._dispatcher = Dispatcher(
+            identity, keyring, self._limits, registry, self._relays, self._datagrams.ask
+        )
+        self._proxies = Proxies(self._loop, _proxy_host(config.address), self._accepted)
+        self._dispatcher.proxies = self._proxies
+        self._door = Door(self._loop, tcp, self._dispatcher, self._relays, complainer)
+        self._watchers: list[Any] = []
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        _more_descriptors()
+        self._datagrams.start(self._dispatcher)
+        self._watch(self._loop.timer(TICK, TICK), self._tick)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._watch(self._loop.signal(number), self._stop.set)
+        self._watch(self._loop.signal(signal.SIGHUP), self._reload)
+        self._say_what_matters()
+        where = format_address((self._config.address, self._port))
+        print(f"brokerd ready on {where}", flush=True)
+        self._stop.wait()
+        self._close()
+
+    def _watch(self, watcher: Any, callback: Callable[[], Any]) -> None:
+        watcher.start(callback)
+        self._watchers.append(watcher)
+
+    def _accepted(self, port: int, sock: Any, peer: tuple[str, int]) -> None:
+        self._dispatcher.accepted(port, sock, peer, time.monotonic())
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        self._datagrams.tick(now)
+        self._relays.expire(now)
+        self._door.tick(now)
+        self._dispatcher.expire(now)
+
+    def _reload(self) -> None:
+        """Read tokens, limits and the log level anew; what is wrong leaves all as it was."""
+        try:
+            config = self._reread()
+            keyring = config.keyring()
+        except ConfigError as error:
+            log.error("settings not reread: %s", error)
+            return
+        self._dispatcher.keyring = keyring
+        self._limits.bounds = config.limits
+        logging.getLogger().setLevel(config.log)
+        log.warning("tokens, limits and log level reread; other settings need a restart")
+
+    def _say_what_matters(self) -> None:
+        if not self._dispatcher.keyring:
+            _say("no tokens are configured: everybody may use this broker (--token-file)")
+        if is_private(self._config.address):
+            _say(f"{self._config.address} is a private address: only hosts that can reach it "
+                 "can use this broker (--address)")
+
+    def _close(self) -> None:
+        for watcher in self._watchers:
+            watcher.stop()
+            watcher.close()
+        self._door.close()
+        self._proxies.close()
+        self._relays.close()
+        self._pump.close()
+        self._datagrams.close()
+
+
+def _say(text: str) -> None:
+    print(f"brokerd: {text}", file=sys.stderr, flush=True)
+
+
+def _command_sockets(config: BrokerConfig) -> Any:
+    try:
+        return command_sockets(config.port)
+    except OSError as error:
+        raise ConfigError(
+            f"--port: {config.port} cannot be had: {error.strerror}; a free port would be right"
+        ) from error
+
+
+def _proxy_host(address: str) -> str:
+    """Return what proxy sockets bind to: all addresses, if others do not know us by our own."""
+    return address if is_local(address) else "0.0.0.0"
+
+
+def _more_descriptors() -> None:
+    """Take as many descriptors as this user may have: a relay needs two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,284 @@
+"""One function per command: what a broker does when it is asked, and when somebody connects.
+
+Order of every request: authenticate, look whether it was answered before, decode, prove the
+address (cookie), count, carry out once, keep the answer. HELLO alone comes before the proof
+of address: it changes nothing, and its answer is never larger than its question.
+
+It must never touch a socket's bytes, and never let an unproved address change any state.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gcbpatch.addresses import Address
+from gcbpatch.errors import RemoteProtocolError, Status
+from gcbpatch.wire import auth
+from gcbpatch.wire.auth import Key, Keyring
+from gcbpatch.wire.codec import Frame, Kind, message_of
+from gcbpatch.wire.messages import (
+    TCP,
+    Call,
+    Command,
+    Connect,
+    ConnectReply,
+    Endpoint,
+    HelloReply,
+    Message,
+    Nothing,
+    Path,
+    PathKind,
+    Refresh,
+    RefreshReply,
+    Register,
+    RegisterReply,
+    Unregister,
+)
+from gcbpatch.wire.replay import Answers
+
+from .arrange import Side, arrange
+from .limits import Held, Limits
+from .proxies import Proxies
+from .pump import reset
+from .registry import Listener, Refusal, Registry, Sender
+from .relay import Relays, Rendezvous
+
+log = logging.getLogger("brokerd")
+
+CALL_PATIENCE = 10.0
+"""Seconds until a listener that does not answer CALL is taken for gone."""
+
+RELAY_ONLY = [Path(PathKind.RELAYED, [])]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A request of ours, ready to be sent to a client."""
+
+    transaction: int
+    data: bytes
+    to: Sender
+    patience: float
+
+
+Ask = Callable[[Question, Callable[[Status], None], float], Callable[[], None]]
+"""Sends a question until it is answered or given up (UNKNOWN); returns how to stop that."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What this incarnation of the broker is: new at every start, but for the host."""
+
+    host: str
+    port: int
+    epoch: bytes
+    cookie_secret: bytes
+
+
+class Dispatcher:
+    """Carries out commands on registry, proxies and relays."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        keyring: Keyring,
+        limits: Limits,
+        registry: Registry,
+        relays: Relays,
+        ask: Ask,
+    ) -> None:
+        self.keyring = keyring
+        self._identity = identity
+        self._limits = limits
+        self._registry = registry
+        self._relays = relays
+        self._ask = ask
+        self._answers = Answers()
+        self.proxies: Proxies | None = None
+        self._commands: dict[int, Callable[..., Message]] = {
+            Command.REGISTER: self._register,
+            Command.REFRESH: self._refresh,
+            Command.UNREGISTER: self._unregister,
+            Command.CONNECT: self._connect,
+        }
+
+    # --- datagrams
+
+    def answer(self, frame: Frame, address: Address, via: str, now: float) -> bytes | None:
+        """Return the answer to a request; None if it is being carried out already.
+
+        Raises RemoteProtocolError for what is not allowed at all: to be answered with a
+        bare status, and logged.
+        """
+        key = self.keyring.authenticate(frame)
+        if frame.command == Command.HELLO:
+            return self._hello(frame, key, address, now)
+        kept = self._answers.again(address, frame.transaction)
+        if kept is not None:
+            return kept
+        message = self._decode(frame)
+        if not auth.check_cookie(self._identity.cookie_secret, address, now, message.cookie):
+            return auth.reply_to(frame, None, Status.STALE_EPOCH)
+        if not self._answers.begin(address, frame.transaction, now):
+            return None
+        reply = self._carry_out(frame, message, Sender(address, via, key), now)
+        self._answers.keep(address, frame.transaction, reply)
+        return reply
+
+    def _decode(self, frame: Frame) -> Any:
+        if frame.command not in self._commands:
+            raise RemoteProtocolError(
+                Status.UNSUPPORTED, f"command {frame.command} is not taken as a datagram here"
+            )
+        return message_of(frame)
+
+    def _carry_out(self, frame: Frame, message: Message, sender: Sender, now: float) -> bytes:
+        try:
+            self._limits.command(sender.key, now)
+            reply = self._commands[frame.command](message, sender, now)
+        except Refusal as refusal:
+            log.info(
+                "%s from %s:%d refused with %s: %s",
+                Command(frame.command).name, *sender.address, refusal.status.name, refusal,
+            )
+            return auth.reply_to(frame, sender.key, refusal.status)
+        body = None if isinstance(reply, Nothing) else reply
+        return auth.reply_to(frame, sender.key, Status.SUCCESS, body)
+
+    def _hello(self, frame: Frame, key: Key | None, address: Address, now: float) -> bytes:
+        message_of(frame)  # raises for a body that is no HELLO
+        cookie = auth.cookie(self._identity.cookie_secret, address, now)
+        message = HelloReply(
+            self._identity.epoch,
+            cookie,
+            Endpoint.of(address),
+            self._identity.port,
+            self._identity.host,
+        )
+        reply = auth.reply_to(frame, key, Status.SUCCESS, message)
+        if len(reply) > frame.size:
+            raise RemoteProtocolError(
+                Status.MALFORMED,
+                f"HELLO of {frame.size} bytes with an answer of {len(reply)}; padding is missing",
+            )
+        return reply
+
+    def _register(self, asked: Register, sender: Sender, now: float) -> RegisterReply:
+        if asked.protocol != TCP:
+            raise Refusal(Status.UNSUPPORTED, f"protocol {asked.protocol} is not brokered here")
+        dice = int.from_bytes(os.urandom(4), "big")
+        try:
+            listener = self._registry.register(
+                asked, sender, now, dice, lambda port: self._open_proxy(port, sender.key)
+            )
+        except OSError as error:
+            raise Refusal(
+                Status.NO_RESOURCES, f"no proxy socket can be opened: {error.strerror}"
+            ) from error
+        log.info("registered %s:%d for %s:%d", *listener.proxy, *sender.address)
+        return RegisterReply(
+            Endpoint.of(listener.proxy), self._registry.claim_of(listener), listener.lifetime
+        )
+
+    def _open_proxy(self, port: int, key: Key | None) -> bool:
+        assert self.proxies is not None
+        self._limits.check(Held.PROXIES, key)
+        if not self.proxies.open(port):
+            return False
+        self._limits.take(Held.PROXIES, key)
+        return True
+
+    def _refresh(self, asked: Refresh, sender: Sender, now: float) -> RefreshReply:
+        lifetime, lost = self._registry.refresh(asked, sender, now)
+        return RefreshReply(
+            self._identity.epoch,
+            auth.cookie(self._identity.cookie_secret, sender.address, now),
+            Endpoint.of(sender.address),
+            lifetime,
+            lost,
+        )
+
+    def _unregister(self, asked: Unregister, sender: Sender, now: float) -> Nothing:
+        listener = self._registry.unregister(asked.client, asked.listener, sender)
+        log.info("unregistered %s:%d", *listener.proxy)
+        self._close_proxy(listener)
+        return Nothing()
+
+    def _connect(self, asked: Connect, sender: Sender, now: float) -> ConnectReply:
+        listener = self._registry.at(asked.protocol, asked.target.address)
+        if listener is None:
+            raise Refusal(Status.UNKNOWN, "no such proxy address here")
+        connecting = Side(sender.address, tuple(asked.local), asked.network)
+        listening = Side(listener.sender.address, listener.local, listener.network)
+        paths = arrange(connecting, listening)
+        rendezvous = self._relays.open(os.urandom(8), os.urandom(16), listener.sender.key, now)
+        self._call(listener, rendezvous, sender.address, True, paths, now)
+        return ConnectReply(rendezvous.name, rendezvous.secret, paths)
+
+    # --- what happens without a command
+
+    def accepted(self, port: int, sock: socket.socket, peer: Address, now: float) -> None:
+        """An ordinary connection came to a proxy socket: call its listener."""
+        listener = self._registry.at(TCP, (self._identity.host, port))
+        if listener is None:
+            reset(sock)
+            return
+        try:
+            rendezvous = self._relays.open(
+                os.urandom(8), os.urandom(16), listener.sender.key, now, ordinary=sock
+            )
+        except Refusal as refusal:
+            log.info("connection from %s:%d to port %d reset: %s", *peer, port, refusal)
+            reset(sock)
+            return
+        self._call(listener, rendezvous, peer, False, RELAY_ONLY, now)
+
+    def expire(self, now: float) -> None:
+        """Forget the listeners whose lifetime is over."""
+        for listener in self._registry.expire(now):
+            log.info("listener at %s:%d expired", *listener.proxy)
+            self._close_proxy(listener)
+        self._answers.expire(now)
+
+    def _close_proxy(self, listener: Listener) -> None:
+        assert self.proxies is not None
+        self.proxies.shut(listener.proxy[1])
+        self._limits.give(Held.PROXIES, listener.sender.key)
+
+    def _call(
+        self,
+        listener: Listener,
+        rendezvous: Rendezvous,
+        peer: Address,
+        commit: bool,
+        paths: list[Path],
+        now: float,
+    ) -> None:
+        to = listener.sender
+        transaction = int.from_bytes(os.urandom(8), "big")
+        message = Call(
+            listener.id,
+            listener.nonce,
+            rendezvous.name,
+            rendezvous.secret,
+            Endpoint.of(peer),
+            commit,
+            paths,
+        )
+        data = auth.sealed(to.key, Kind.REQUEST, Command.CALL, transaction, message)
+        question = Question(transaction, data, to, CALL_PATIENCE)
+        rendezvous.settle = self._ask(
+            question, lambda status: self._called(rendezvous.name, status), now
+        )
+
+    def _called(self, name: bytes, status: Status) -> None:
+        """The listener's agent answered a CALL, or gave no answer (UNKNOWN)."""
+        if status is Status.NO_RESOURCES:
+            self._relays.fail(name, status)
+        elif status is not Status.SUCCESS:
+            self._relays.fail(name, Status.UNKNOWN)

@@ -1,0 +1,345 @@
+"""The command port: control datagrams by UDP, first frames of relayed halves by TCP.
+
+Turns bytes into frames and hands these to dispatch and relay; turns what they refuse into
+bare statuses and one line in the log. It must never send an unproved address more bytes
+than it got from there, never answer an answer, and never take from a connection a byte
+more than its first frame.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from gcbpatch.addresses import Address, format_address
+from gcbpatch.errors import GcbError, RemoteProtocolError, Status
+from gcbpatch.wire import auth
+from gcbpatch.wire.codec import (
+    HEADER,
+    HEADER_SIZE,
+    MAGIC,
+    Frame,
+    Kind,
+    build,
+    message_of,
+    parse,
+    status_of,
+)
+from gcbpatch.wire.messages import Command, Join
+from gcbpatch.wire.session import FrameReader
+from gcbpatch.wire.transaction import FIRST_INTERVAL, Requester
+
+from .dispatch import Dispatcher, Question
+from .limits import Complaints
+from .proxies import Acceptor
+from .registry import Refusal
+from .relay import Relays, say_and_close
+
+log = logging.getLogger("brokerd")
+
+DATAGRAMS = 64
+"""Datagrams per wake-up, so that relays are not starved."""
+DATAGRAM_SIZE = 2048
+ANY_PORT_ATTEMPTS = 16
+RECEIVE_BUFFER = 4 * 1024 * 1024
+JOIN_PATIENCE = 10.0
+"""Seconds from accept to a whole first frame."""
+MOST_JOINING = 1024
+"""Connections without a whole first frame; with one more the oldest is closed."""
+
+# Linux's number, which the socket module of Python 3.11 does not name.
+_IP_PKTINFO = 8
+_PKTINFO = struct.Struct("@i4s4s")
+_ANCILLARY = socket.CMSG_SPACE(_PKTINFO.size)
+
+
+class Complainer:
+    """Logs a peer's fault once."""
+
+    def __init__(self) -> None:
+        self._complaints = Complaints()
+
+    def complain(self, peer: Address, problem: GcbError) -> None:
+        """Log that ``peer`` did something wrong, unless that was logged already."""
+        if self._complaints.is_new(peer, str(problem), time.monotonic()):
+            log.warning("refused %s: %s", format_address(peer), problem)
+
+
+def bare_status(data: bytes, status: Status) -> bytes | None:
+    """Return the answer to a request whose header can be read; None if it cannot.
+
+    It has a header's size and no MAC: never larger than what it answers.
+    """
+    if len(data) < HEADER_SIZE:
+        return None
+    magic, _, kind, command, _, _, transaction, _ = HEADER.unpack_from(data)
+    if magic != MAGIC or kind == Kind.REPLY:
+        return None
+    return build(Kind.REPLY, command, transaction, status=status)
+
+
+@dataclass(slots=True)
+class _Asked:
+    question: Question
+    done: Callable[[Status], None]
+
+
+class Datagrams:
+    """The UDP side: answers requests, and asks questions until they are answered."""
+
+    def __init__(self, loop: Any, sock: socket.socket, complainer: Complainer) -> None:
+        self.dispatcher: Dispatcher | None = None
+        self._sock = sock
+        self._complainer = complainer
+        self._requester = Requester()
+        self._asked: dict[int, _Asked] = {}
+        self._watcher = loop.io(sock.fileno(), 1)
+
+    def start(self, dispatcher: Dispatcher) -> None:
+        """Begin to answer."""
+        self.dispatcher = dispatcher
+        self._watcher.start(self._readable)
+
+    def ask(
+        self, question: Question, done: Callable[[Status], None], now: float
+    ) -> Callable[[], None]:
+        """Send a question now, and again until it is answered or its patience is over.
+
+        ``done`` gets the status of the answer, UNKNOWN if there is none. Returns a function
+        that ends the matter.
+        """
+        self._asked[question.transaction] = _Asked(question, done)
+        # Sent by hand now: datagrams_to_send would look through all that are waiting.
+        self._requester.request(
+            question.transaction,
+            question.data,
+            question.to.address,
+            now + FIRST_INTERVAL,
+            question.patience - FIRST_INTERVAL,
+        )
+        self._send(question.data, question.to.address, question.to.via)
+        return lambda: self._settle(question.transaction)
+
+    def tick(self, now: float) -> None:
+        """Send again what is due, give up what is over."""
+        due = self._requester.datagrams_to_send(now)
+        if due:
+            # The requester knows addresses only; datagrams must leave from where they always did.
+            vias = {a.question.data: a.question.to.via for a in self._asked.values()}
+            for data, address in due:
+                self._send(data, address, vias[data])
+        for transaction in self._requester.expired(now):
+            asked = self._asked.pop(transaction)
+            asked.done(Status.UNKNOWN)
+
+    def close(self) -> None:
+        """Stop; what is being asked is given up."""
+        self._watcher.stop()
+        self._watcher.close()
+        self._sock.close()
+
+    def _settle(self, transaction: int) -> None:
+        self._requester.settle(transaction)
+        self._asked.pop(transaction, None)
+
+    def _readable(self) -> None:
+        now = time.monotonic()
+        for _ in range(DATAGRAMS):
+            try:
+                data, ancillary, _, peer = self._sock.recvmsg(DATAGRAM_SIZE, _ANCILLARY)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.error("receiving datagrams: %s", error.strerror)
+                return
+            self._received(data, peer, _destination(ancillary), now)
+
+    def _received(self, data: bytes, peer: Address, via: str, now: float) -> None:
+        try:
+            frame = parse(data)
+            if frame.kind is Kind.REPLY:
+                self._answered(frame, peer)
+                return
+            assert self.dispatcher is not None
+            reply = self.dispatcher.answer(frame, peer, via, now)
+        except RemoteProtocolError as error:
+            self._complainer.complain(peer, error)
+            reply = bare_status(data, error.status)
+        if reply is not None:
+            self._send(reply, peer, via)
+
+    def _answered(self, frame: Frame, peer: Address) -> None:
+        """An answer came; one that nobody waits for, or from elsewhere, is passed over."""
+        asked = self._asked.get(frame.transaction)
+        if asked is None or asked.question.to.address != peer or frame.command != Command.CALL:
+            return
+        auth.check_reply(frame, asked.question.to.key)
+        status = status_of(frame)
+        self._settle(frame.transaction)
+        asked.done(status)
+
+    def _send(self, data: bytes, address: Address, via: str) -> None:
+        control = _PKTINFO.pack(0, socket.inet_aton(via), bytes(4))
+        try:
+            self._sock.sendmsg([data], [(socket.IPPROTO_IP, _IP_PKTINFO, control)], 0, address)
+        except OSError as error:
+            # As if lost on the way: whoever asked, asks again.
+            log.debug("cannot send to %s: %s", format_address(address), error.strerror)
+
+
+def _destination(ancillary: list[tuple[int, int, bytes]]) -> str:
+    """Return the host of ours that a datagram was sent to."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            return socket.inet_ntoa(_PKTINFO.unpack(data[: _PKTINFO.size])[1])
+    return "0.0.0.0"
+
+
+def command_sockets(port: int) -> tuple[socket.socket, socket.socket]:
+    """Return the UDP and the listening TCP socket on one port; 0 for any.
+
+    Raises OSError.
+    """
+    for _ in range(0 if port else ANY_PORT_ATTEMPTS):
+        try:
+            return _command_pair(0)
+        except OSError as error:
+            # The port that TCP was given can be somebody's by UDP.
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _command_pair(port)
+
+
+def _command_pair(port: int) -> tuple[socket.socket, socket.socket]:
+    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    try:
+        tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        tcp.bind(("", port))
+        udp.bind(("", tcp.getsockname()[1]))
+        udp.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        tcp.listen(socket.SOMAXCONN)
+    except OSError:
+        tcp.close()
+        udp.close()
+        raise
+    return udp, tcp
+
+
+class _Joining:
+    """A connection whose first frame is still to come."""
+
+    __slots__ = ("deadline", "head", "peer", "reader", "sock", "watcher")
+
+    def __init__(self, sock: socket.socket, peer: Address, watcher: Any, deadline: float) -> None:
+        self.sock = sock
+        self.peer = peer
+        self.watcher = watcher
+        self.deadline = deadline
+        self.reader = FrameReader()
+        self.head = b""
+
+    def read(self) -> Frame | None:
+        """Read what is there of the first frame, and not a byte more; return it when whole.
+
+        Raises EOFError at the end of stream, RemoteProtocolError, and OSError.
+        """
+        while True:
+            data = self.sock.recv(self.reader.wants)
+            if not data:
+                raise EOFError
+            self.head = (self.head + data)[:HEADER_SIZE]
+            frame = self.reader.feed(data)
+            if frame is not None:
+                return frame
+
+    def unwatch(self) -> None:
+        self.watcher.stop()
+        self.watcher.close()
+
+
+class Door:
+    """The TCP side: takes the first frame of every connection, which must be a JOIN."""
+
+    def __init__(
+        self,
+        loop: Any,
+        sock: socket.socket,
+        dispatcher: Dispatcher,
+        relays: Relays,
+        complainer: Complainer,
+    ) -> None:
+        self._loop = loop
+        self._dispatcher = dispatcher
+        self._relays = relays
+        self._complainer = complainer
+        # In the order in which they came, and so in that of their deadlines.
+        self._joining: dict[int, _Joining] = {}
+        self._acceptor = Acceptor(loop, sock, self._accepted)
+
+    def tick(self, now: float) -> None:
+        """Close those who took too long."""
+        for joining in list(self._joining.values()):
+            if joining.deadline > now:
+                return
+            self._turn_away(joining, "no first frame in time")
+
+    def close(self) -> None:
+        """Close the door and all who stand in it."""
+        self._acceptor.close()
+        for joining in list(self._joining.values()):
+            self._take(joining).sock.close()
+
+    def _accepted(self, sock: socket.socket, peer: Address) -> None:
+        if len(self._joining) >= MOST_JOINING:
+            self._turn_away(next(iter(self._joining.values())), "too many without a first frame")
+        deadline = time.monotonic() + JOIN_PATIENCE
+        watcher = self._loop.io(sock.fileno(), 1)
+        joining = self._joining[sock.fileno()] = _Joining(sock, peer, watcher, deadline)
+        watcher.start(self._readable, joining)
+
+    def _readable(self, joining: _Joining) -> None:
+        try:
+            frame = joining.read()
+            assert frame is not None
+        except BlockingIOError:
+            return
+        except (EOFError, OSError):
+            self._take(joining).sock.close()
+            return
+        except RemoteProtocolError as error:
+            self._refuse(self._take(joining), error)
+            return
+        self._join(self._take(joining), frame)
+
+    def _join(self, joining: _Joining, frame: Frame) -> None:
+        try:
+            key = self._dispatcher.keyring.authenticate(frame)
+            if frame.kind is not Kind.REQUEST or frame.command != Command.JOIN:
+                raise RemoteProtocolError(
+                    Status.UNSUPPORTED, f"command {frame.command} on a connection; JOIN would be"
+                )
+            self._relays.join(joining.sock, frame, key, cast(Join, message_of(frame)))
+        except (RemoteProtocolError, Refusal) as error:
+            self._refuse(joining, error)
+
+    def _refuse(self, joining: _Joining, error: RemoteProtocolError | Refusal) -> None:
+        self._complainer.complain(joining.peer, error)
+        say_and_close(joining.sock, bare_status(joining.head, error.status) or b"")
+
+    def _turn_away(self, joining: _Joining, why: str) -> None:
+        self._complainer.complain(joining.peer, GcbError(why))
+        self._take(joining).sock.close()
+
+    def _take(self, joining: _Joining) -> _Joining:
+        """Take a connection out of the door."""
+        del self._joining[joining.sock.fileno()]
+        joining.unwatch()
+        return joining
