@@ -50,6 +50,7 @@ def is_private(host: str) -> bool:
     Raises ValueError if ``host`` is no IP literal.
     """
     address = ipaddress.ip_address(host)
+    address = getattr(address, "ipv4_mapped", None) or address
     return any(address.version == net.version and address in net for net in _PRIVATE)
 
 

@@ -181,6 +181,14 @@ def _log(value: Any) -> dict[str, Any]:
     return {"log": str(value).upper()}
 
 
+def _token(value: Any) -> dict[str, Any]:
+    if len(str(value)) < MIN_TOKEN_BYTES or len(str(value).split()) != 1:
+        raise ValueError(
+            f"not a token; {MIN_TOKEN_BYTES} or more characters without spaces would be right"
+        )
+    return {"token": str(value)}
+
+
 def _text(name: str) -> Any:
     return lambda value: {name: str(value)}
 
@@ -188,7 +196,7 @@ def _text(name: str) -> Any:
 _READERS: dict[str, Any] = {
     "broker": _brokers,
     "dpf": lambda value: {"gateway": parse_host_port(str(value), GATEWAY_PORT)},
-    "token": _text("token"),
+    "token": _token,
     "token_file": _text("token_file"),
     "network": _text("network"),
     "log": _log,

@@ -75,6 +75,8 @@ class Endpoint(Message, frozen=True):
 
     def __post_init__(self) -> None:
         ipaddress.ip_address(self.host)
+        if "%" in self.host:
+            raise ValueError("a zone means nothing on another host")
 
     @property
     def address(self) -> Address:
