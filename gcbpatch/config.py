@@ -38,8 +38,10 @@ def read_tokens(path: str) -> list[Key]:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: the token file cannot be read: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: the token file cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: the token file cannot be read: it is not UTF-8") from None
     keys = []
     for number, line in enumerate(lines, 1):
         words = line.split()

@@ -60,6 +60,7 @@ class Broker:
         self.control = Control(address, client, self.key, self._answer_call)
         self._mine: set[bytes] = set()
         self._unreachable = False
+        self._granted = config.lifetime
         self._heart: asyncio.Task[None] | None = None
 
     @property
@@ -123,6 +124,7 @@ class Broker:
         assert isinstance(reply, RegisterReply)
         one.proxy, one.claim, one.how = reply.proxy.address, reply.claim, "gcb"
         one.error, one.reason = 0, ""
+        self._granted = min(self._granted, max(reply.lifetime, 1))
         self._unreachable = False
         return True
 
@@ -180,7 +182,7 @@ class Broker:
     async def _beat(self) -> None:
         """Heartbeats, as long as there is a listener here."""
         while self._mine:
-            await asyncio.sleep(self._config.lifetime / HEARTBEATS_PER_LIFETIME)
+            await asyncio.sleep(self._granted / HEARTBEATS_PER_LIFETIME)
             self._listeners.check()
             self._mine = {i for i in self._mine if self._listeners.get(i)}
             mine = sorted(self._mine)

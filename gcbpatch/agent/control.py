@@ -46,7 +46,7 @@ class Control:
         self._answer_call = answer_call
         self._requester = Requester()
         self._answers = Answers(most=4096)
-        self._waiting: dict[int, asyncio.Future[Frame]] = {}
+        self._waiting: dict[int, tuple[Command, asyncio.Future[Frame]]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._logged: set[str] = set()
@@ -71,8 +71,9 @@ class Control:
         self._socket.close()
         if self._timer is not None:
             self._timer.cancel()
-        for future in self._waiting.values():
-            future.cancel()
+        for _, future in self._waiting.values():
+            if not future.done():
+                future.set_exception(Unreachable("the control channel was closed"))
 
     async def greet(self, patience: float) -> HelloReply:
         """Say HELLO; the cookie and epoch in the answer are kept."""
@@ -100,7 +101,8 @@ class Control:
     async def _exchange(self, command: Command, message: Message, patience: float) -> Message:
         transaction = int.from_bytes(os.urandom(8), "big")
         data = auth.sealed(self._key, Kind.REQUEST, command, transaction, message)
-        future = self._waiting[transaction] = self._loop.create_future()
+        future: asyncio.Future[Frame] = self._loop.create_future()
+        self._waiting[transaction] = command, future
         self._requester.request(transaction, data, self.broker, self._loop.time(), patience)
         self._turn()
         try:
@@ -118,7 +120,7 @@ class Control:
         for data, _ in self._requester.datagrams_to_send(now):
             self._send(data)
         for transaction in self._requester.expired(now):
-            future = self._waiting.get(transaction)
+            _, future = self._waiting.get(transaction, (None, None))
             if future is not None and not future.done():
                 where = format_address(self.broker)
                 future.set_exception(Unreachable(f"no answer from the broker at {where}"))
@@ -157,10 +159,12 @@ class Control:
             self._log_once("not believed, from the broker's address %s: %s", error)
 
     def _receive_reply(self, frame: Frame) -> None:
-        future = self._waiting.get(frame.transaction)
+        command, future = self._waiting.get(frame.transaction, (None, None))
         if future is None or future.done():
             return
         auth.check_reply(frame, self._key)
+        if frame.command != command:
+            raise RemoteProtocolError(Status.MALFORMED, f"a reply to command {frame.command}")
         status_of(frame)
         message_of(frame)
         self._requester.settle(frame.transaction)

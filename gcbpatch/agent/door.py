@@ -16,13 +16,15 @@ import posix
 import socket
 import struct
 import sys
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from ..errors import GcbError
 from ..wire.messages import Endpoint, Id
+
+_T = TypeVar("_T")
 
 MAX_MESSAGE = 8192
 AGENT_VARIABLE = "GCB_AGENT"
@@ -199,9 +201,14 @@ def _receive(
     fds = _fds_of(ancillary)
     if not data:
         return None, fds
+    return _decode(decoder, data, fds), fds
+
+
+def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes, fds: list[int]) -> _T:
+    """Decode what came along with ``fds``, which are closed if it is garbage."""
     try:
-        return decoder.decode(data), fds
-    except (msgspec.DecodeError, ValueError) as error:
+        return decoder.decode(data)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
         close_all(fds)
         raise DoorError(f"not a message of this door: {error}") from error
 
@@ -213,14 +220,14 @@ def push(queue: _socket.socket, arrival: Arrival, fd: int) -> None:
 
 
 def pop(queue: _socket.socket) -> tuple[int, Arrival] | None:
-    """Take the oldest connection out of a queue; None when it is empty."""
+    """Take the oldest connection out of a queue; None when it is empty. Raises DoorError."""
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     try:
         data, ancillary, _, _ = queue.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_FD_SIZE), flags)
     except BlockingIOError:
         return None
     fds = _fds_of(ancillary)
-    return (fds[0], _ARRIVED.decode(data)) if fds else None
+    return (fds[0], _decode(_ARRIVED, data, fds)) if fds else None
 
 
 def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:

@@ -73,6 +73,7 @@ class Gateway:
         self._proofs: set[asyncio.Task[None]] = set()
         self._heart: asyncio.Task[None] | None = None
         self._silent = False
+        self._granted = config.lifetime
 
     @property
     def patience(self) -> float:
@@ -112,6 +113,7 @@ class Gateway:
             return False
         assert isinstance(reply, ForwardReply)
         one.proxy, one.how, one.error, one.reason = reply.public.address, "dpf", 0, ""
+        self._granted = min(self._granted, max(reply.lifetime, 1))
         return True
 
     def _forward(self, one: Listener, management: _Management, host: str) -> Forward:
@@ -217,7 +219,7 @@ class Gateway:
 
     async def _beat(self) -> None:
         while self._managements:
-            await asyncio.sleep(self._config.lifetime / RENEWALS_PER_LIFETIME)
+            await asyncio.sleep(self._granted / RENEWALS_PER_LIFETIME)
             self._listeners.check()
             mine = sorted(self._managements)
             for start in range(0, len(mine), RENEW_CHUNK):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.netns.lab import Host, Lab, Program
+from tests.netns.lab import Host, Lab, Program, ProgramError
 from tests.netns.pairs import ADDRESS, World, exchanged
 
 LIFETIME = {"GCB_LIFETIME": "3"}
@@ -96,6 +96,22 @@ def test_a_host_that_vanishes_is_forgotten_within_its_lifetime(world: World) -> 
     world.a.space.ip("link set eth0 down")
     broker.wait_line("expired", stream="stderr")
     assert "refused" in world.connect(world.other, address)["error"]
+
+
+@pytest.mark.parametrize("system", ["gcb", "dpf"])
+def test_who_grants_less_than_was_asked_hears_more_often(world: World, system: str) -> None:
+    if system == "gcb":
+        daemon = world.broker(world.public, lifetime=1, log="INFO")
+        world.use_broker(world.a, world.public.address)
+    else:
+        daemon = world.gateway_daemon(world.gateway_a, lifetime=1)
+        world.use_gateway(world.a)
+    _, address = echo(world, world.a)
+    with pytest.raises(ProgramError, match="hangs"):
+        daemon.wait_line("expired|removed", stream="stderr", hang_limit=4.0)
+    outside = Dialogue(world, world.other)
+    assert outside(f"connect {address}") == "connected 0"
+    assert outside("say 0 kept") == "heard kept"
 
 
 def rules(world: World) -> str:
