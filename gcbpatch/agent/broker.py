@@ -5,7 +5,6 @@ One Broker object is one entry of GCB_BROKER. It must never dial: calls are hand
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import logging
 from collections.abc import Callable
@@ -29,11 +28,11 @@ from ..wire.messages import (
     Unregister,
 )
 from .control import Control, Unreachable
+from .heart import Heart
 from .listeners import Listener, Listeners
 
 log = logging.getLogger("gcbpatch.agent")
 
-HEARTBEATS_PER_LIFETIME = 3
 REFRESH_CHUNK = 32
 OnCall = Callable[["Broker", Listener, Call], None]
 
@@ -60,8 +59,7 @@ class Broker:
         self.control = Control(address, client, self.key, self._answer_call)
         self._mine: set[bytes] = set()
         self._unreachable = False
-        self._granted = config.lifetime
-        self._heart: asyncio.Task[None] | None = None
+        self._heart = Heart(config.lifetime, self._beat)
 
     @property
     def relay(self) -> Address:
@@ -105,8 +103,7 @@ class Broker:
     def adopt(self, one: Listener) -> None:
         """Keep at it: at every heartbeat, whatever is not registered here gets registered."""
         self._mine.add(one.listener)
-        if self._heart is None:
-            self._heart = asyncio.ensure_future(self._beat())
+        self._heart.start()
 
     async def register(self, one: Listener) -> bool:
         """Get ``one`` its proxy address; what happened stands in it. Adopts it."""
@@ -124,7 +121,7 @@ class Broker:
         assert isinstance(reply, RegisterReply)
         one.proxy, one.claim, one.how = reply.proxy.address, reply.claim, "gcb"
         one.error, one.reason = 0, ""
-        self._granted = min(self._granted, max(reply.lifetime, 1))
+        self._heart.granted(reply.lifetime)
         self._unreachable = False
         return True
 
@@ -179,16 +176,14 @@ class Broker:
         self._on_call(self, one, call)
         return Status.SUCCESS
 
-    async def _beat(self) -> None:
-        """Heartbeats, as long as there is a listener here."""
-        while self._mine:
-            await asyncio.sleep(self._granted / HEARTBEATS_PER_LIFETIME)
-            self._listeners.check()
-            self._mine = {i for i in self._mine if self._listeners.get(i)}
-            mine = sorted(self._mine)
-            for start in range(0, len(mine), REFRESH_CHUNK):
-                await self._refresh(mine[start : start + REFRESH_CHUNK])
-        self._heart = None
+    async def _beat(self) -> bool:
+        """Refresh all listeners; goes on as long as there is one."""
+        self._listeners.check()
+        self._mine = {i for i in self._mine if self._listeners.get(i)}
+        mine = sorted(self._mine)
+        for start in range(0, len(mine), REFRESH_CHUNK):
+            await self._refresh(mine[start : start + REFRESH_CHUNK])
+        return bool(self._mine)
 
     async def _refresh(self, ids: list[bytes]) -> None:
         try:
@@ -215,6 +210,5 @@ class Broker:
 
     def close(self) -> None:
         """Stop; registrations are left to their lifetime."""
-        if self._heart is not None:
-            self._heart.cancel()
+        self._heart.stop()
         self.control.close()

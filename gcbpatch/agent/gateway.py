@@ -37,11 +37,11 @@ from ..wire.messages import (
     Unforward,
 )
 from . import streams
+from .heart import Heart
 from .listeners import Listener, Listeners
 
 log = logging.getLogger("gcbpatch.agent")
 
-RENEWALS_PER_LIFETIME = 3
 RENEW_CHUNK = 64
 PROVE_SECONDS = 10.0
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
@@ -71,9 +71,8 @@ class Gateway:
         self._turn = asyncio.Lock()
         self._managements: dict[bytes, _Management] = {}
         self._proofs: set[asyncio.Task[None]] = set()
-        self._heart: asyncio.Task[None] | None = None
+        self._heart = Heart(config.lifetime, self._beat)
         self._silent = False
-        self._granted = config.lifetime
 
     @property
     def patience(self) -> float:
@@ -100,8 +99,7 @@ class Gateway:
     async def forward(self, one: Listener) -> bool:
         """Get a mapping for ``one``; what happened stands in it. Keeps at it from now on."""
         management = self._manage(one)
-        if self._heart is None:
-            self._heart = asyncio.ensure_future(self._beat())
+        self._heart.start()
         try:
             host = await self._local_host()
             reply = await self._ask(Command.FORWARD, self._forward(one, management, host))
@@ -113,7 +111,7 @@ class Gateway:
             return False
         assert isinstance(reply, ForwardReply)
         one.proxy, one.how, one.error, one.reason = reply.public.address, "dpf", 0, ""
-        self._granted = min(self._granted, max(reply.lifetime, 1))
+        self._heart.granted(reply.lifetime)
         return True
 
     def _forward(self, one: Listener, management: _Management, host: str) -> Forward:
@@ -217,14 +215,13 @@ class Gateway:
             self._proofs.add(task)
             task.add_done_callback(self._proofs.discard)
 
-    async def _beat(self) -> None:
-        while self._managements:
-            await asyncio.sleep(self._granted / RENEWALS_PER_LIFETIME)
-            self._listeners.check()
-            mine = sorted(self._managements)
-            for start in range(0, len(mine), RENEW_CHUNK):
-                await self._renew(mine[start : start + RENEW_CHUNK])
-        self._heart = None
+    async def _beat(self) -> bool:
+        """Renew all mappings; goes on as long as there is one."""
+        self._listeners.check()
+        mine = sorted(self._managements)
+        for start in range(0, len(mine), RENEW_CHUNK):
+            await self._renew(mine[start : start + RENEW_CHUNK])
+        return bool(self._managements)
 
     async def _renew(self, ids: list[bytes]) -> None:
         try:
@@ -238,8 +235,7 @@ class Gateway:
 
     def close(self) -> None:
         """Stop; mappings are left to their lifetime and their refused management sockets."""
-        if self._heart is not None:
-            self._heart.cancel()
+        self._heart.stop()
         self._drop_session()
 
 
