@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.netns.gateway_extra import require
 from tests.netns.lab import Gateway, Host, Lab, Program
 
 PROGRAMS = Path(__file__).resolve().parents[1] / "programs"
@@ -63,6 +64,7 @@ class World:
 
     def gateway_daemon(self, gateway: Gateway, **flags: Any) -> Program:
         """Start dpfd on a gateway, as root there."""
+        require()
         argv = [sys.executable, "-m", "dpfd", "--mirror", str(self.tmp / f"{gateway.name}.db")]
         argv += ["--private", gateway.inside_interface, "--public", gateway.interface]
         for flag, value in flags.items():

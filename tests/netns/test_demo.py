@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.netns.gateway_extra import require
+
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo" / "demo.py"
 
 
@@ -19,6 +21,7 @@ def demo() -> subprocess.Popen[str]:
 
 
 def test_the_demo_brings_every_job_back_over_both_systems() -> None:
+    require()
     with demo() as running:
         out, _ = running.communicate(timeout=240)
     assert running.returncode == 0, out

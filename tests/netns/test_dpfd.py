@@ -1,7 +1,6 @@
 """dpfd on real gateways: what the kernel forwards, for whom, and for how long."""
 
 import hashlib
-import importlib.util
 import os
 import re
 import signal
@@ -17,14 +16,16 @@ from gcbpatch.addresses import GATEWAY_PORT, Address, format_address, parse_host
 from gcbpatch.errors import RefusedError
 from gcbpatch.wire.messages import Command, ForwardReply
 from tests.loopback.gateway_client import GatewayClient, Management, random_id
+from tests.netns.gateway_extra import require
 from tests.netns.lab import Gateway, Host, Lab, Node, Program
 from tests.netns.lab.program import HANG_LIMIT
 from tests.netns.talk import dial, listen, outcome
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("iptc") is None,
-    reason="python-iptables is not installed (extra `gateway`)",
-)
+
+@pytest.fixture(autouse=True)
+def gateway_extra() -> None:
+    """All of this needs python-iptables."""
+    require()
 
 INSIDE = "10.1.0.0/24"
 ROOT = "-p tcp -j DPFD"

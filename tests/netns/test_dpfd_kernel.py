@@ -1,6 +1,5 @@
 """The iptables back end on a real kernel, without the daemon."""
 
-import importlib.util
 import random
 import re
 import sys
@@ -10,12 +9,14 @@ import pytest
 from dpfd.kernel.iptables import Iptables, Layout
 from dpfd.kernel.port import KernelError
 from dpfd.reconcile import Rule, diff
+from tests.netns.gateway_extra import require
 from tests.netns.lab import Gateway, Lab
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("iptc") is None,
-    reason="python-iptables is not installed (extra `gateway`)",
-)
+
+@pytest.fixture(autouse=True)
+def gateway_extra() -> None:
+    """All of this needs python-iptables."""
+    require()
 
 HOSTS = ("198.51.100.1", "198.51.100.2")
 FOREIGN = "-A PREROUTING -d 198.51.100.1 -p tcp --dport 10003:10004 -j DNAT"
