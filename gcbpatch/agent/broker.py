@@ -9,7 +9,7 @@ import hmac
 import logging
 from collections.abc import Callable
 
-from ..addresses import Address, format_address
+from ..addresses import Address, format_address, is_ip, is_loopback, is_private, is_wildcard
 from ..config import ClientConfig
 from ..errors import EXHAUSTED, RefusedError, RemoteProtocolError, Status, errno_of
 from ..wire.auth import Key
@@ -34,6 +34,20 @@ from .listeners import Listener, Listeners
 log = logging.getLogger("gcbpatch.agent")
 
 REFRESH_CHUNK = 32
+
+
+def may_stand_for(broker: str, public: str) -> bool:
+    """Return whether a broker at ``broker`` may say that its proxies are at ``public``.
+
+    It is believed for public hosts, which is the trust that a broker needs: one that is
+    reached by a public address stands for that address alone, and nobody for loopback,
+    unless it is there itself.
+    """
+    if not is_ip(public) or is_wildcard(public) or public == broker:
+        return False
+    return is_private(broker) and (not is_loopback(public) or is_loopback(broker))
+
+
 OnCall = Callable[["Broker", Listener, Call], None]
 
 
@@ -71,7 +85,9 @@ class Broker:
     def hosts(self) -> set[str]:
         """Hosts whose ports may be proxy addresses of this broker."""
         hello = self.control.hello
-        return {self.address[0], hello.public} - {""} if hello else {self.address[0]}
+        if hello is None or not may_stand_for(self.address[0], hello.public):
+            return {self.address[0]}
+        return {self.address[0], hello.public}
 
     @property
     def patience(self) -> float:

@@ -68,6 +68,12 @@ class Ready(DoorMessage, frozen=True):
     listener: Id
 
 
+class Forget(DoorMessage, frozen=True):
+    """A socket that was only bound is used for something else: it is no listener."""
+
+    listener: Id
+
+
 class Find(DoorMessage, frozen=True):
     """Ask what has become of a listener whose registration was not there in time."""
 
@@ -124,7 +130,7 @@ class Arrival(msgspec.Struct, array_like=True, frozen=True):
     peer: Endpoint
 
 
-_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Ready | Find | Dial | AskWorld)
+_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Ready | Forget | Find | Dial | AskWorld)
 _ANSWERED = msgspec.msgpack.Decoder(Listening | Dialled | World)
 _ARRIVED = msgspec.msgpack.Decoder(Arrival)
 _ENCODE = msgspec.msgpack.Encoder().encode

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..addresses import Address, format_address
 from ..config import ClientConfig
@@ -37,6 +37,7 @@ from ..wire.messages import (
     Unforward,
 )
 from . import streams
+from .acceptor import Acceptor
 from .heart import Heart
 from .listeners import Listener, Listeners
 
@@ -44,6 +45,7 @@ log = logging.getLogger("gcbpatch.agent")
 
 RENEW_CHUNK = 64
 PROVE_SECONDS = 10.0
+MOST_PROOFS = 64
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
 
 
@@ -51,8 +53,13 @@ FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
 class _Management:
     """The management socket of one mapping and the nonce that it proves."""
 
-    sock: socket.socket
-    nonce: bytes
+    acceptor: Acceptor
+    nonce: bytes = field(repr=False)
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self.acceptor.socket.getsockname()[1])
 
 
 class Gateway:
@@ -123,7 +130,7 @@ class Gateway:
             protocol=TCP,
             inside=Endpoint(inside, one.bound[1]),
             wished=Endpoint.of(wished),
-            management=Endpoint(host, management.sock.getsockname()[1]),
+            management=Endpoint(host, management.port),
             nonce=management.nonce,
             lifetime=self._config.lifetime,
         )
@@ -145,8 +152,7 @@ class Gateway:
         """Close the management socket and try no more."""
         management = self._managements.pop(one.listener, None)
         if management is not None:
-            asyncio.get_running_loop().remove_reader(management.sock)
-            management.sock.close()
+            management.acceptor.close()
 
     async def query(self, public: Address) -> Address | None:
         """Return where inside ``public`` leads; None when it is no mapping of the gateway's."""
@@ -201,19 +207,20 @@ class Gateway:
         known = self._managements.get(one.listener)
         if known is not None:
             return known
+        nonce = os.urandom(16)
         sock = socket.create_server(("", 0), backlog=16)
-        sock.setblocking(False)
-        management = self._managements[one.listener] = _Management(sock, os.urandom(16))
-        asyncio.get_running_loop().add_reader(sock, self._accept, management)
+        acceptor = Acceptor(sock, lambda asker, _: self._asked(asker, nonce))
+        management = self._managements[one.listener] = _Management(acceptor, nonce)
         return management
 
-    def _accept(self, management: _Management) -> None:
-        with contextlib.suppress(BlockingIOError, ConnectionAbortedError):
-            sock, _ = management.sock.accept()
-            sock.setblocking(False)
-            task = asyncio.ensure_future(_prove(sock, management.nonce))
-            self._proofs.add(task)
-            task.add_done_callback(self._proofs.discard)
+    def _asked(self, sock: socket.socket, nonce: bytes) -> None:
+        """Somebody wants proof; only so many at a time, since only dpfd has a reason to."""
+        if len(self._proofs) >= MOST_PROOFS:
+            sock.close()
+            return
+        task = asyncio.ensure_future(_prove(sock, nonce))
+        self._proofs.add(task)
+        task.add_done_callback(self._proofs.discard)
 
     async def _beat(self) -> bool:
         """Renew all mappings; goes on as long as there is one."""

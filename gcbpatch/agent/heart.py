@@ -13,10 +13,12 @@ log = logging.getLogger("gcbpatch.agent")
 
 BEATS_PER_LIFETIME = 3
 """So that one may get lost and the next still comes in time."""
+MOST_SECONDS = 25.0
+"""A NAT on the way forgets a silent UDP flow after 30 s, where RFC 4787 is not kept."""
 
 
 class Heart:
-    """Calls ``beat`` three times a lifetime, until it returns False.
+    """Calls ``beat`` three times a lifetime, and every 25 s, until it returns False.
 
     ``lifetime`` is in seconds; what a server grants can only shorten it.
     """
@@ -60,7 +62,9 @@ class Heart:
         while True:
             self._sooner.clear()
             try:
-                async with asyncio.timeout(self._lifetime / BEATS_PER_LIFETIME):
+                async with asyncio.timeout(
+                    min(self._lifetime / BEATS_PER_LIFETIME, MOST_SECONDS)
+                ):
                     await self._sooner.wait()
             except TimeoutError:
                 return

@@ -20,6 +20,8 @@ from ..addresses import Address, is_wildcard
 from . import sockdiag, streams
 from .door import NUDGE_HOST, Arrival, Endpoint, Listen, push
 
+NUDGE_SECONDS = 0.5
+
 
 @dataclass(slots=True)
 class Listener:
@@ -74,8 +76,9 @@ class Listeners:
         queue.setblocking(False)
         known = self._by_id.get(asked.listener)
         if known is not None:
-            known.queue.close()
+            self._drop_queue(known)
             known.queue, known.listens = queue, asked.listens
+            self._watch_queue(known)
             return known
         one = Listener(
             asked.listener,
@@ -89,21 +92,38 @@ class Listeners:
         if asked.proxy is not None:
             one.proxy, one.claim = asked.proxy.address, asked.claim
         self._by_id[one.listener] = one
+        self._watch_queue(one)
         return one
+
+    def _watch_queue(self, one: Listener) -> None:
+        """Nothing ever comes back on a queue but its end: then no process has it any more."""
+        asyncio.get_running_loop().add_reader(one.queue, self._queue_ended, one)
+
+    def _queue_ended(self, one: Listener) -> None:
+        if one.queue.recv(1, socket.MSG_DONTWAIT) == b"":
+            self._end(one)
+
+    def _drop_queue(self, one: Listener) -> None:
+        asyncio.get_running_loop().remove_reader(one.queue)
+        one.queue.close()
+
+    def forget(self, listener: bytes) -> None:
+        """End a listener because the program says that it is none."""
+        one = self._by_id.get(listener)
+        if one is not None:
+            self._end(one)
 
     def deliver(self, one: Listener, sock: socket.socket, peer: Address) -> bool:
         """Put a connection into the queue and nudge; False (and RST) if the queue is full."""
-        nudge = socket.socket()
-        nudge.setblocking(False)
+        nudge = _nudge_socket()
         try:
-            nudge.bind((NUDGE_HOST, 0))
             push(one.queue, Arrival(nudge.getsockname()[1], Endpoint.of(peer)), sock.fileno())
         except OSError:
             nudge.close()
             streams.reset(sock)
             return False
         sock.close()
-        task = asyncio.ensure_future(_nudge(nudge, one.nudge_target))
+        task = asyncio.ensure_future(self._nudge(nudge, one))
         self._nudges.add(task)
         task.add_done_callback(self._nudges.discard)
         return True
@@ -134,13 +154,45 @@ class Listeners:
                 self._end(one)
 
     def _end(self, one: Listener) -> None:
-        del self._by_id[one.listener]
-        one.queue.close()
-        self._on_end(one)
+        if self._by_id.pop(one.listener, None) is not None:
+            self._drop_queue(one)
+            self._on_end(one)
+
+    async def _nudge(self, sock: socket.socket, one: Listener) -> None:
+        """Make the listener readable, and keep at it until the nudge was accepted.
+
+        A full backlog drops SYNs, and the kernel sends them again ever more seldom: a fresh
+        nudge is quicker. One too many does no harm.
+        """
+        while self._by_id.get(one.listener) is one:
+            with contextlib.closing(sock):
+                if await _accepted(sock, one.nudge_target):
+                    return
+            sock = _nudge_socket()
+        sock.close()
 
 
-async def _nudge(sock: socket.socket, target: Address) -> None:
-    """Connect, so that the listener becomes readable; a full backlog delays, an end ends it."""
-    with contextlib.closing(sock), contextlib.suppress(OSError):
-        # An OSError means that the listener is gone: its queue then closes what is in it.
-        await asyncio.get_running_loop().sock_connect(sock, target)
+def _nudge_socket() -> socket.socket:
+    sock = socket.socket()
+    try:
+        sock.setblocking(False)
+        sock.bind((NUDGE_HOST, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+async def _accepted(sock: socket.socket, target: Address) -> bool:
+    """Connect and wait until the program has closed the nudge; False if the backlog is full."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(NUDGE_SECONDS):
+            await loop.sock_connect(sock, target)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True  # the listener is gone; its queue's end says so, too
+    with contextlib.suppress(OSError):
+        await loop.sock_recv(sock, 1)
+    return True

@@ -11,12 +11,14 @@ import _socket
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 
 from ..addresses import Address, is_ip
 from ..config import ClientConfig, client_config
 from . import door
+from .acceptor import Acceptor
 from .desk import Desk
 
 log = logging.getLogger("gcbpatch.agent")
@@ -30,22 +32,15 @@ class Doorkeeper:
     """Accepts processes at the door and answers what they ask."""
 
     def __init__(self, listening: socket.socket, desk: Desk) -> None:
-        self._door = listening
         self._desk = desk
         self._open: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
-        asyncio.get_running_loop().add_reader(listening, self._accept)
+        self._door = Acceptor(listening, self._accepted)
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                conn, _ = self._door.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            conn.setblocking(False)
-            task = asyncio.ensure_future(self._serve(conn))
-            self._open.add(task)
-            task.add_done_callback(self._closed)
+    def _accepted(self, conn: socket.socket, _: object) -> None:
+        task = asyncio.ensure_future(self._serve(conn))
+        self._open.add(task)
+        task.add_done_callback(self._closed)
 
     def _closed(self, task: asyncio.Task[None]) -> None:
         self._open.discard(task)
@@ -87,19 +82,19 @@ class Doorkeeper:
         if asked is None:
             return False
         if isinstance(asked, door.Attach):
+            door.close_all(fds)
             return True
         answering = asyncio.ensure_future(self._answer(asked, fds))
         leaving = asyncio.ensure_future(_readable(conn))
-        try:
-            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
-            if not answering.done():
-                return False
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        # Looked at once: withdrawing waits, and the answer may be there by then.
+        answered = answering.done()
+        await _withdraw(leaving)
+        if answered:
             _hand_over(conn, *answering.result())
-            return True
-        finally:
-            await _withdraw(leaving)
-            if not answering.done() and not isinstance(asked, door.Listen):
-                await _withdraw(answering)
+        elif not isinstance(asked, door.Listen):
+            await _withdraw(answering)
+        return answered
 
     async def _answer(
         self, asked: door.DoorMessage, fds: list[int]
@@ -113,13 +108,15 @@ class Doorkeeper:
         if isinstance(asked, door.Find | door.Ready):
             listens = isinstance(asked, door.Ready)
             return await self._desk.find(asked.listener, listens), None
+        if isinstance(asked, door.Forget):
+            self._desk.listeners.forget(asked.listener)
+            return door.Listening(None, reason="forgotten"), None
         if isinstance(asked, door.Dial):
             return await self._desk.dial(asked)
         return await self._desk.world(), None
 
     def close(self) -> None:
         """Nobody else comes in."""
-        asyncio.get_running_loop().remove_reader(self._door)
         self._door.close()
 
 
@@ -193,6 +190,11 @@ def main() -> None:
     logging.basicConfig(
         filename=target, level=config.log, format="%(asctime)s agent[%(process)d] %(message)s"
     )
-    listening = socket.socket(fileno=DOOR_FD)
-    listening.setblocking(False)
-    asyncio.run(serve(listening, config))
+    _raise_descriptor_limit()
+    asyncio.run(serve(socket.socket(fileno=DOOR_FD), config))
+
+
+def _raise_descriptor_limit() -> None:
+    """Take what may be had: the program's soft limit is meant for the program."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -13,12 +13,13 @@ import logging
 import socket
 from collections.abc import AsyncIterator
 
-from ..addresses import format_address
+from ..addresses import Address, format_address
 from ..errors import RemoteProtocolError, Status
 from ..wire import auth
 from ..wire.codec import Kind, message_of
 from ..wire.messages import Command, Open, OpenReply
 from . import streams
+from .acceptor import Acceptor
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -32,18 +33,16 @@ class Reception:
     """Accepts OPEN for the rendezvous that are expected."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._expected: dict[bytes, tuple[bytes, asyncio.Queue[socket.socket]]] = {}
         self._announced = asyncio.Condition()
         self._strangers: set[asyncio.Task[None]] = set()
-        self._socket = socket.create_server(("", 0), backlog=128)
-        self._socket.setblocking(False)
-        self._loop.add_reader(self._socket, self._accept)
+        self._refused: set[str] = set()
+        self._acceptor = Acceptor(socket.create_server(("", 0), backlog=128), self._accepted)
 
     @property
     def port(self) -> int:
         """The port that is announced to brokers."""
-        return int(self._socket.getsockname()[1])
+        return int(self._acceptor.socket.getsockname()[1])
 
     @contextlib.asynccontextmanager
     async def expect(
@@ -61,32 +60,32 @@ class Reception:
             while not queue.empty():
                 queue.get_nowait().close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, address = self._socket.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            sock.setblocking(False)
-            if len(self._strangers) >= MOST_STRANGERS:
-                streams.reset(sock)
-                continue
-            task = asyncio.ensure_future(self._receive(sock, format_address(address)))
-            self._strangers.add(task)
-            task.add_done_callback(self._strangers.discard)
+    def _accepted(self, sock: socket.socket, address: Address) -> None:
+        if len(self._strangers) >= MOST_STRANGERS:
+            streams.reset(sock)
+            return
+        task = asyncio.ensure_future(self._receive(sock, address))
+        self._strangers.add(task)
+        task.add_done_callback(self._strangers.discard)
 
-    async def _receive(self, sock: socket.socket, who: str) -> None:
+    async def _receive(self, sock: socket.socket, address: Address) -> None:
         try:
             async with asyncio.timeout(STRANGER_SECONDS):
                 queue = await self._prove(sock)
         except (OSError, RemoteProtocolError) as error:
-            log.warning("agent port: refused %s: %s", who, error)
+            self._complain(address, error)
             sock.close()
         except BaseException:
             sock.close()
             raise
         else:
             queue.put_nowait(sock)
+
+    def _complain(self, address: Address, error: Exception) -> None:
+        """Log a stranger once by its host, and not more strangers than fit in here."""
+        if address[0] not in self._refused and len(self._refused) < MOST_STRANGERS:
+            self._refused.add(address[0])
+            log.warning("agent port: refused %s: %s", format_address(address), error)
 
     async def _prove(self, sock: socket.socket) -> asyncio.Queue[socket.socket]:
         frame = await streams.read_frame(sock)
@@ -104,6 +103,8 @@ class Reception:
         secret, queue = entry
         proof = auth.proof(secret, "open acceptor", asked.rendezvous)
         await streams.reply(sock, frame, Status.SUCCESS, OpenReply(proof))
+        if asked.rendezvous not in self._expected:
+            raise ConnectionAbortedError("the rendezvous ended meanwhile")
         return queue
 
     async def _entry(self, rendezvous: bytes) -> tuple[bytes, asyncio.Queue[socket.socket]] | None:
@@ -114,7 +115,6 @@ class Reception:
 
     def close(self) -> None:
         """Stop accepting."""
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
+        self._acceptor.close()
         for task in self._strangers:
             task.cancel()

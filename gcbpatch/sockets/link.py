@@ -18,6 +18,7 @@ from gevent.socket import wait_read
 from ..agent import door
 from ..config import ClientConfig, to_environ
 from ..errors import GcbError
+from .table import close_if, inode_of
 
 log = logging.getLogger("gcbpatch")
 
@@ -37,7 +38,7 @@ class Link:
     def __init__(self, config: ClientConfig, name: str) -> None:
         self.config = config
         self.name = name
-        self._attached: tuple[int, _socket.socket] | None = None
+        self._attached: tuple[int, _socket.socket, int] | None = None
         self._warned = False
 
     def warn_once(self, text: str, *details: object) -> None:
@@ -92,11 +93,13 @@ class Link:
 
     def _attach(self) -> None:
         """Stay connected as long as this process lives, so that the agent does, too."""
-        if self._attached is not None and self._attached[0] == os.getpid():
-            if not _hung_up(self._attached[1]):
+        if self._attached is not None:
+            pid, conn, inode = self._attached
+            if pid == os.getpid() and _is_open(conn, inode):
                 return
-            self._attached[1].close()
-        self._attached = os.getpid(), self._say(door.Attach(os.getpid()))
+            close_if(conn, inode)
+        conn = self._say(door.Attach(os.getpid()))
+        self._attached = os.getpid(), conn, inode_of(conn.fileno())
 
     def _connect(self) -> _socket.socket:
         for _ in range(START_TRIES):
@@ -128,10 +131,11 @@ def agent_environ(config: ClientConfig) -> dict[str, str]:
     return {k: os.environ[k] for k in kept if k in os.environ} | to_environ(config)
 
 
-def _hung_up(conn: _socket.socket) -> bool:
+def _is_open(conn: _socket.socket, inode: int) -> bool:
+    """Return whether this is still our connection, and the agent's end of it is open."""
     try:
-        return conn.recv(1) == b""
+        return inode_of(conn.fileno()) == inode and conn.recv(1) != b""
     except BlockingIOError:
-        return False
-    except OSError:
         return True
+    except OSError:
+        return False

@@ -12,11 +12,11 @@ import os
 import socket
 import time
 
-from ..addresses import Address, is_loopback
+from ..addresses import Address
 from ..agent import door
 from ..wire.messages import Endpoint
 from .link import AgentGone, Link
-from .table import Names, Table, cookie_of
+from .table import Names, Table, close_if, cookie_of, inode_of
 
 FIND_INTERVAL = 1.0
 """Seconds between questions about a registration that was not there in time."""
@@ -35,6 +35,7 @@ class Listener:
         self._listens = False
         self._asked = 0.0
         self._queue: _socket.socket | None = None
+        self._queue_inode = 0
 
     def register(self, sock: _socket.socket, listens: bool) -> None:
         """Get an identity. Raises OSError when the broker or gateway refuses one.
@@ -56,6 +57,7 @@ class Listener:
         finally:
             agents.close()
         self._queue, self._listens = ours, listens
+        self._queue_inode = inode_of(ours.fileno())
         self._take(answer)
 
     def listened(self) -> None:
@@ -64,6 +66,16 @@ class Listener:
             return
         self._listens = True
         self._ask(door.Ready(self._id))
+
+    def forget(self) -> None:
+        """The socket connects: it was no listener, only bound and asked for its name."""
+        if self._queue is None or self._listens:
+            return
+        try:
+            self._link.ask(door.Forget(self._id))
+        except AgentGone:
+            self._link.warn_once("no agent to forget %s", self.bound)
+        self.release()
 
     def identity(self) -> Address | None:
         """Return the public address; asks again, now and then, while there is none."""
@@ -100,7 +112,7 @@ class Listener:
                 return None
             fd, address = got[0], got[1].peer.address
             self._name(fd, Names(self.public, address), table)
-        elif self.public is not None and not is_loopback(address[0]):
+        elif self.public is not None:
             self._name(fd, Names(self.public, None), table)
         return fd, address
 
@@ -115,5 +127,5 @@ class Listener:
     def release(self) -> None:
         """The socket is gone from this process: give up our end of its queue."""
         if self._queue is not None:
-            self._queue.close()
+            close_if(self._queue, self._queue_inode)
             self._queue = None

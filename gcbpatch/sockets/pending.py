@@ -13,6 +13,7 @@ import errno
 import logging
 import os
 import socket
+import weakref
 from typing import Any
 
 from gevent import get_hub
@@ -81,6 +82,8 @@ class Pending:
         self._fd = _raw.fileno(sock)
         self._conn = conn
         self._original = _raw(fileno=os.dup(self._fd))
+        self._original.setblocking(False)  # socket.setdefaulttimeout() must not reach the hub
+        self._owner = weakref.ref(sock, self._dropped)
         self._inheritable = os.get_inheritable(self._fd)
         self._placeholder, self._other = _full_pair()
         os.dup2(self._placeholder.fileno(), self._fd, inheritable=self._inheritable)
@@ -128,7 +131,7 @@ class Pending:
         self._kernel_ended(self._original.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
 
     def _kernel_ended(self, error: int) -> None:
-        if not error and self._original.getpeername() != self._target:
+        if not error:
             self.names = Names(None, self._target)
         self._finish(error)
 
@@ -141,7 +144,24 @@ class Pending:
         self.names = Names(None, self._target)
         self._finish(0)
 
+    def _is_ours(self) -> bool:
+        """Whether the placeholder still stands on the number."""
+        try:
+            return os.path.samestat(os.fstat(self._fd), os.fstat(self._placeholder.fileno()))
+        except OSError:
+            return False
+
+    def _dropped(self, _: object) -> None:
+        """The socket object is gone without close(): its number may be another file's now."""
+        if not self.done and not self._is_ours():
+            self.withdraw()
+
     def _finish(self, error: int) -> None:
+        if not self._is_ours():
+            self._original.close()
+            self._placeholder.close()
+            self._other.close()
+            return
         os.dup2(self._original.fileno(), self._fd, inheritable=self._inheritable)
         self._original.close()
         self._error, self.done = error, True

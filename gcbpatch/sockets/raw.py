@@ -163,6 +163,11 @@ class Raw(_wrefsocket):
             if not state.done:
                 return errno.EALREADY
             return self._settle(state) or errno.EISCONN
+        if isinstance(state, Names) and state.peer == address:
+            return errno.EISCONN  # also if the peer has reset it meanwhile: recv() tells
+        if isinstance(state, Listener):
+            state.forget()
+            self._state = None
         if state is _BOUND:
             self._state = None
         connector = LAYER.connector

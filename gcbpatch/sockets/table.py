@@ -45,6 +45,22 @@ def inode_of(fd: int) -> int:
     return os.fstat(fd).st_ino
 
 
+def close_if(sock: _socket.socket, inode: int) -> None:
+    """Close a socket of ours, unless its number is another file's by now.
+
+    A program may close descriptors that it has not opened (daemons close them all), and
+    the kernel gives their numbers to its next files.
+    """
+    try:
+        ours = inode_of(sock.fileno()) == inode
+    except OSError:
+        ours = False
+    if ours:
+        sock.close()
+    else:
+        sock.detach()
+
+
 class Table:
     """State of sockets; entries of sockets that are gone are dropped as the table grows."""
 

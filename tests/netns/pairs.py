@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,12 @@ class World:
         if gateway is not None:
             settings = self.settings.setdefault(host.name, {})
             settings.update(DPF_SERVER=gateway.inside_address, **more)
+
+    def script(self, host: Host, text: str, **options: Any) -> Program:
+        """Start a small program, given as text, like start()."""
+        path = self.tmp / f"script-{len(list(self.tmp.glob('script-*')))}.py"
+        path.write_text(textwrap.dedent(text))
+        return self.start(host, str(path.with_suffix("")), **options)
 
     def start(self, host: Host, program: str, *arguments: str, **options: Any) -> Program:
         """Start a test program on a host, patched if the host has settings."""
