@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple, TypedDict
 
 from tests.netns.lab import program, rules
+from tests.netns.lab.carrier import wait_until_carrying
 from tests.netns.lab.errors import LabError
 from tests.netns.lab.space import Space, Warden
 
@@ -130,6 +131,8 @@ def attach(
         f"route add default via {network.router}",
         *neighbours,
     )
+    wait_until_carrying(network.space, port, network.bridge)
+    wait_until_carrying(space, interface)
     loss = 0.0 if line else options.get("loss", 0.0)
     if line or loss:
         _one_frame_per_packet(network.space, port)
