@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .addresses import BROKER_PORT, GATEWAY_PORT, Address, parse_host_port
+from .addresses import BROKER_PORT, GATEWAY_PORT, Address, format_address, parse_host_port
 from .errors import ConfigError
 from .wire.auth import Key
 
@@ -128,8 +128,8 @@ def client_config(environ: Mapping[str, str], **given: Any) -> ClientConfig:
 def to_environ(config: ClientConfig) -> dict[str, str]:
     """Return the variables that give a child process the same settings."""
     pairs = {
-        "GCB_BROKER": ",".join(_joined(a) for a in config.brokers),
-        "DPF_SERVER": _joined(config.gateway) if config.gateway else "",
+        "GCB_BROKER": ",".join(format_address(a) for a in config.brokers),
+        "DPF_SERVER": format_address(config.gateway) if config.gateway else "",
         "GCB_TOKEN": config.token,
         "GCB_TOKEN_FILE": os.path.abspath(config.token_file) if config.token_file else "",
         "GCB_NETWORK": config.network,
@@ -139,11 +139,6 @@ def to_environ(config: ClientConfig) -> dict[str, str]:
         "GCB_PATIENCE": str(config.patience),
     }
     return {k: v for k, v in pairs.items() if v}
-
-
-def _joined(address: Address) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _with_setting(config: ClientConfig, name: str, where: str, value: Any) -> ClientConfig:

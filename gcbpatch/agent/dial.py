@@ -68,6 +68,15 @@ async def _open(
     return sock
 
 
+def _dial(
+    path: Path, broker: Broker, rendezvous: bytes, secret: bytes, *, listening: bool
+) -> Coroutine[Any, Any, socket.socket]:
+    """The step that makes this side's connection for one path."""
+    if path.kind is PathKind.RELAYED:
+        return join(broker, rendezvous, secret, listening)
+    return open_at(path, rendezvous, secret, listening)
+
+
 async def _or_close(sock: socket.socket, step: Coroutine[Any, Any, Any]) -> Any:
     try:
         return await step
@@ -86,11 +95,7 @@ async def race(
     name, secret = arranged.rendezvous, arranged.secret
     async with reception.expect(name, secret) as arrivals, _attempts() as attempts:
         for path in paths.dialled(arranged.paths, paths.DIALLED_BY_CONNECTOR):
-            step = (
-                join(broker, name, secret, False)
-                if path.kind is PathKind.RELAYED
-                else open_at(path, name, secret, False)
-            )
+            step = _dial(path, broker, name, secret, listening=False)
             attempts[asyncio.ensure_future(step)] = path.kind
         if paths.expects_open(arranged.paths, frozenset({PathKind.REVERSE})):
             attempts[asyncio.ensure_future(arrivals.get())] = PathKind.REVERSE
@@ -159,11 +164,7 @@ async def answer(
     name, secret = call.rendezvous, call.secret
     async with reception.expect(name, secret) as arrivals, _attempts() as attempts:
         for path in paths.dialled(call.paths, paths.DIALLED_BY_LISTENER):
-            step = (
-                join(broker, name, secret, True)
-                if path.kind is PathKind.RELAYED
-                else open_at(path, name, secret, True)
-            )
+            step = _dial(path, broker, name, secret, listening=True)
             attempts[asyncio.ensure_future(_wait_go(step, name))] = path.kind
         if paths.expects_open(call.paths, paths.OPENED_BY_CONNECTOR):
             attempts[asyncio.ensure_future(_arrival_with_go(arrivals, name))] = PathKind.DIRECT

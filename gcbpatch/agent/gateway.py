@@ -169,17 +169,13 @@ class Gateway:
         async with asyncio.timeout(self.patience), self._turn:
             session = await self._open_session()
             try:
-                return await streams.ask(session, command, message, self._key)
+                return await self._whole(session, command, message)
             except (OSError, RemoteProtocolError):
-                self._drop_session()
                 session = await self._open_session()
                 return await self._whole(session, command, message)
-            except asyncio.CancelledError:
-                # Half an exchange is on the session: nobody can use it any more.
-                self._drop_session()
-                raise
 
     async def _whole(self, session: socket.socket, command: Command, message: Message) -> Message:
+        """One exchange; a session with half of one on it is dropped: nobody can use it."""
         try:
             return await streams.ask(session, command, message, self._key)
         except BaseException as error:
