@@ -93,7 +93,7 @@ async def race(
     Raises what the best path failed with when all have failed.
     """
     name, secret = arranged.rendezvous, arranged.secret
-    async with reception.expect(name, secret) as arrivals, _attempts() as attempts:
+    async with reception.expect(name, secret, listening=True) as arrivals, _attempts() as attempts:
         for path in paths.dialled(arranged.paths, paths.DIALLED_BY_CONNECTOR):
             step = _dial(path, broker, name, secret, listening=False)
             attempts[asyncio.ensure_future(step)] = path.kind
@@ -162,7 +162,7 @@ async def answer(
     if not call.commit:
         return PathKind.RELAYED, await join(broker, call.rendezvous, call.secret, True)
     name, secret = call.rendezvous, call.secret
-    async with reception.expect(name, secret) as arrivals, _attempts() as attempts:
+    async with reception.expect(name, secret, listening=False) as arrivals, _attempts() as attempts:
         for path in paths.dialled(call.paths, paths.DIALLED_BY_LISTENER):
             step = _dial(path, broker, name, secret, listening=True)
             attempts[asyncio.ensure_future(_wait_go(step, name))] = path.kind
