@@ -26,16 +26,20 @@ def patch_all(
     broker: str | list[str] | None = None,
     dpf: str | None = None,
     token: str | None = None,
+    routes: str | list[str] | None = None,
     config: str | None = None,
     **gevent_flags: bool,
 ) -> None:
     """Patch this program; what is not given comes from the environment and GCB_CONFIG.
 
-    ``broker`` and ``dpf`` are ``host[:port]``, ``token`` the token itself, ``config`` a TOML
+    ``broker`` and ``dpf`` are ``host[:port]``, ``token`` the token itself, ``routes`` a
+    routing table's file or a list of routes (see gcbpatch.routes), ``config`` a TOML
     file; the other keywords are gevent.monkey.patch_all's. Called again with nothing new it
     does nothing. Raises ConfigError when a setting is wrong.
     """
-    settings = client_config(os.environ, broker=broker, dpf=dpf, token=token, config=config)
+    settings = client_config(
+        os.environ, broker=broker, dpf=dpf, token=token, routes=routes, config=config
+    )
     if _patched and _patched[-1] == settings:
         return
     _hook_sockets()
@@ -87,6 +91,7 @@ def _configure(settings: ClientConfig) -> None:
         return
     settings.key()
     os.environ.update(to_environ(settings))
+    os.environ.pop("GCB_ROUTES", None)  # its text goes to children: a file may change
     tree = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
     LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
 

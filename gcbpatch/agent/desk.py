@@ -7,6 +7,7 @@ waits is a task, and closing the door connection withdraws it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
@@ -16,6 +17,7 @@ from typing import Any
 from ..addresses import Address, format_address
 from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
+from ..routes import Way
 from ..wire.messages import Call, Endpoint
 from . import dial, streams
 from .broker import Broker
@@ -27,6 +29,9 @@ from .reception import Reception
 
 log = logging.getLogger("gcbpatch.agent")
 
+CONNECTOR_PORTS = range(32768, 60999)
+"""Ports by which listeners know our connectors that have bound none, taken in turn."""
+
 
 class Desk:
     """Everything the agent is for."""
@@ -36,6 +41,9 @@ class Desk:
         self.listeners = Listeners(self._ended)
         self.reception = Reception()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._routes = config.routes
+        start = random.randrange(len(CONNECTOR_PORTS))
+        self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
         self._brokers = [
             Broker(address, client, config, self.listeners, self.reception.port, self._called)
             for address in brokers
@@ -47,9 +55,9 @@ class Desk:
     async def listen(self, asked: Listen, queue_fd: int) -> Listening:
         """Register a listener, with DPF first where there is a gateway, else with GCB."""
         one = self.listeners.add(asked, queue_fd)
-        if not (self._gateway is not None and await self._gateway.forward(one)):
-            if self._gateway is not None and self._brokers:
-                self._gateway.abandon(one)
+        way = self._routes.way(one.bound[0])
+        forwarded = way is not Way.GCB and await self._forward(one)
+        if not forwarded and way is not Way.DPF:
             await self._register_somewhere(one)
         log.info(
             "listener %s: %s",
@@ -57,6 +65,14 @@ class Desk:
             f"{format_address(one.proxy)} by {one.how}" if one.how and one.proxy else one.reason,
         )
         return listening(one)
+
+    async def _forward(self, one: Listener) -> bool:
+        if self._gateway is None:
+            return False
+        forwarded = await self._gateway.forward(one)
+        if not forwarded and self._brokers:
+            self._gateway.abandon(one)
+        return forwarded
 
     async def _register_somewhere(self, one: Listener) -> None:
         for broker in self._brokers:
@@ -87,14 +103,17 @@ class Desk:
         """Connect to a proxy address; returns the answer and a descriptor that it carries."""
         target = asked.target.address
         mine = self.listeners.by_proxy(target)
-        if mine is not None:
+        if self._routes.way(target[0]) is Way.GCB:
+            mine = mine or self.listeners.by_bound(target)
+            target = (mine.how == "gcb" and mine.proxy) or target if mine else target
+        elif mine is not None:
             return Dialled("own", kernel=Endpoint.of(mine.nudge_target)), None
         if self._gateway is not None and target[0] in self._gateway.publics:
             return await self._dial_neighbour(target), None
         for broker in self._brokers:
             if target[0] in broker.hosts and await broker.reach():
-                return await self._dial_by(broker, target)
-        return Dialled("kernel", kernel=asked.target, reason="no broker answers"), None
+                return await self._dial_by(broker, target, asked.port or next(self._ports))
+        return Dialled("kernel", kernel=asked.target, reason="no broker of it answers"), None
 
     async def _dial_neighbour(self, target: Address) -> Dialled:
         assert self._gateway is not None
@@ -103,17 +122,19 @@ class Desk:
             return Dialled("kernel", kernel=Endpoint.of(target), reason="no mapping of the gateway")
         return Dialled("neighbour", kernel=Endpoint.of(inside))
 
-    async def _dial_by(self, broker: Broker, target: Address) -> tuple[Dialled, int | None]:
+    async def _dial_by(
+        self, broker: Broker, target: Address, port: int
+    ) -> tuple[Dialled, int | None]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            arranged = await broker.connect(target)
+            arranged = await broker.connect(target, port)
             kind, sock = await dial.race(broker, self.reception, arranged)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
         took = (loop.time() - began) * 1000
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
-        return Dialled(kind.name.lower(), milliseconds=took), sock.detach()
+        return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()
 
     def _called(self, broker: Broker, one: Listener, call: Call) -> None:
         self._run(self._answer(broker, one, call))

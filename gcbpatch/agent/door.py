@@ -81,9 +81,13 @@ class Find(DoorMessage, frozen=True):
 
 
 class Dial(DoorMessage, frozen=True):
-    """Make a connection to ``target`` by the best path there is."""
+    """Make a connection to ``target`` by the best path there is.
+
+    ``port`` is the one that the program has bound, by which the listener shall know it.
+    """
 
     target: Endpoint
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class AskWorld(DoorMessage, frozen=True):
@@ -106,7 +110,8 @@ class Listening(DoorMessage, frozen=True):
 class Dialled(DoorMessage, frozen=True):
     """The answer to Dial: a descriptor comes along unless ``error`` or ``kernel`` is set.
 
-    ``kernel`` is where the program's own socket should connect in the ordinary way.
+    ``kernel`` is where the program's own socket should connect in the ordinary way;
+    ``port`` is the one by which the listener knows the connector.
     """
 
     path: str = ""
@@ -114,6 +119,7 @@ class Dialled(DoorMessage, frozen=True):
     reason: str = ""
     kernel: Endpoint | None = None
     milliseconds: float = 0.0
+    port: int = 0
 
 
 class World(DoorMessage, frozen=True):

@@ -70,6 +70,13 @@ class Listeners:
         """Return the listener whose identity is ``proxy``."""
         return next((one for one in self if one.proxy == proxy), None)
 
+    def by_bound(self, address: Address) -> Listener | None:
+        """Return the listener that the kernel would let answer at an address of this host."""
+        fitting = [one for one in self if one.bound[1] == address[1] and one.listens]
+        exact = [one for one in fitting if one.bound[0] == address[0]]
+        wildcard = [one for one in fitting if is_wildcard(one.bound[0])]
+        return next(iter(exact + wildcard), None)
+
     def add(self, asked: Listen, queue_fd: int) -> Listener:
         """Enter a listener, or take over the new queue of one that is known."""
         queue = socket.socket(fileno=queue_fd)

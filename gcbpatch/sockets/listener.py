@@ -12,7 +12,7 @@ import os
 import socket
 import time
 
-from ..addresses import Address
+from ..addresses import Address, is_wildcard
 from ..agent import door
 from ..wire.messages import Endpoint
 from .link import AgentGone, Link
@@ -111,18 +111,29 @@ class Listener:
             if got is None:
                 return None
             fd, address = got[0], got[1].peer.address
-            self._name(fd, Names(self.public, address), table)
-        elif self.public is not None:
-            self._name(fd, Names(self.public, None), table)
+            self._name(fd, address, table)
+        elif self.public is not None and not self._keeps_names:
+            self._name(fd, None, table)
         return fd, address
 
-    def _name(self, fd: int, names: Names, table: Table) -> None:
+    @property
+    def _keeps_names(self) -> bool:
+        return self._link.config.identity == "local"
+
+    def _name(self, fd: int, peer: Address | None, table: Table) -> None:
         os.set_blocking(fd, False)
         sock = _socket.socket(fileno=fd)
         try:
-            table.put(sock, names)
+            table.put(sock, Names(self._local_name(sock), peer))
         finally:
             sock.detach()
+
+    def _local_name(self, sock: _socket.socket) -> Address | None:
+        """What getsockname() of an accepted socket says: the listener's own name."""
+        if not self._keeps_names:
+            return self.public
+        host, port = self.bound
+        return (sock.getsockname()[0] if is_wildcard(host) else host), port
 
     def release(self) -> None:
         """The socket is gone from this process: give up our end of its queue."""

@@ -16,6 +16,7 @@ from typing import Any
 from gevent._socket3 import _wrefsocket
 
 from ..addresses import is_loopback
+from ..routes import Way
 from .connector import Connector
 from .link import AgentGone, Link
 from .listener import Listener
@@ -42,6 +43,14 @@ class Layer:
 
 
 LAYER = Layer()
+
+
+
+def _wants_identity(link: Link, host: str) -> bool:
+    """Whether a socket bound to ``host`` gets a public address: not loopback, unless routed."""
+    way = link.config.routes.way(host)
+    return not is_loopback(host) if way is None else way is not Way.KERNEL
+
 
 _BOUND = "bound"
 """State of a socket that the program has bound, and nothing else yet: it may become a listener."""
@@ -81,14 +90,19 @@ class Raw(_wrefsocket):
         if link is None or self.family != socket.AF_INET or not self.type & socket.SOCK_STREAM:
             return
         bound = _base.getsockname(self)
-        if not bound[1] or is_loopback(bound[0]):
+        if not bound[1] or not _wants_identity(link, bound[0]):
             return
         listener = Listener(link, bound)
         listener.register(self, listens)
         self._state = listener
         LAYER.table.put(self, listener)
         if listener.public is not None:
-            LAYER.hosts.add(listener.public[0])
+            self._note_host(link, listener.public[0])
+
+    def _note_host(self, link: Link, host: str) -> None:
+        """From now on this host means us, unless names shall stay as the kernel has them."""
+        if link.config.identity != "local" and not is_loopback(host):
+            LAYER.hosts.add(host)
 
     def _accept(self) -> tuple[int, Any]:
         while True:
@@ -108,18 +122,20 @@ class Raw(_wrefsocket):
             self._register(False)
             state = self._state
         name = super().getsockname()
-        if LAYER.link is None or LAYER.link.config.identity == "local":
+        if LAYER.link is None:
             return name
         if isinstance(state, Listener):
-            return self._identity(state) or name
+            return self._identity(LAYER.link, state) or name
         if isinstance(state, Names) and state.local is not None:
-            return state.local
+            name = state.local
         return self._connected_name(name)
 
-    def _identity(self, listener: Listener) -> Any:
+    def _identity(self, link: Link, listener: Listener) -> Any:
+        if link.config.identity == "local":
+            return None
         public = listener.identity()
         if public is not None:
-            LAYER.hosts.add(public[0])
+            self._note_host(link, public[0])
         return public
 
     def _only_bound(self) -> bool:
@@ -139,6 +155,8 @@ class Raw(_wrefsocket):
     def _connected_name(self, name: Any) -> Any:
         """A connected socket of a program with an identity shows that host (FTP needs it)."""
         if not LAYER.hosts or self.family != socket.AF_INET or is_loopback(name[0]):
+            return name
+        if name[0] in LAYER.hosts:
             return name
         return (min(LAYER.hosts), name[1]) if self._is_connected() else name
 
@@ -181,7 +199,7 @@ class Raw(_wrefsocket):
         if self._is_connected():
             return errno.EISCONN
         try:
-            conn = connector.begin(address)
+            conn = connector.begin(address, _base.getsockname(self)[1])
         except AgentGone as error:
             connector.link.warn_once("no agent: %s", error)
             return super().connect_ex(address)
