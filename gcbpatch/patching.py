@@ -93,6 +93,7 @@ def _configure(settings: ClientConfig) -> None:
     os.environ.update(to_environ(settings))
     os.environ.pop("GCB_ROUTES", None)  # its text goes to children: a file may change
     tree = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
+    os.environ.setdefault(door.CLIENT_VARIABLE, os.urandom(16).hex())
     LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
 
 

@@ -24,6 +24,9 @@ from .reception import Reception
 CONNECT_SECONDS = 20.0
 """As long as a broker keeps a rendezvous."""
 
+LATE_GO_SECONDS = 2.0
+"""How long GO may come after the connector has left the relay for a better path."""
+
 Attempt = asyncio.Task[socket.socket]
 Arrivals = asyncio.Queue[socket.socket]
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
@@ -206,6 +209,14 @@ async def _given(sock: socket.socket) -> socket.socket:
     return sock
 
 
+def _is_over(attempt: Attempt) -> bool:
+    """Whether the broker has said that nobody waits there: chosen otherwise, or withdrawn."""
+    if not attempt.done() or attempt.cancelled():
+        return False
+    error = attempt.exception()
+    return isinstance(error, RefusedError) and error.status is Status.UNKNOWN
+
+
 async def _first(attempts: dict[Attempt, PathKind]) -> Attempt:
     """Wait for the first attempt that succeeds; raises when none does."""
     loop = asyncio.get_running_loop()
@@ -217,6 +228,8 @@ async def _first(attempts: dict[Attempt, PathKind]) -> Attempt:
         pending = [a for a in attempts if not a.done()]
         if not pending or loop.time() >= deadline:
             return _failed(attempts)
+        if any(map(_is_over, attempts)):
+            deadline = min(deadline, loop.time() + LATE_GO_SECONDS)
         await asyncio.wait(
             pending, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED
         )

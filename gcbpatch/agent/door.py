@@ -28,6 +28,8 @@ _T = TypeVar("_T")
 
 MAX_MESSAGE = 8192
 AGENT_VARIABLE = "GCB_AGENT"
+CLIENT_VARIABLE = "GCB_CLIENT"
+"""The client id of the program tree: an agent that is started again goes on under it."""
 _PEERCRED = struct.Struct("iII")
 _MAX_FDS = 4
 _FD_SIZE = array.array("i").itemsize
@@ -45,8 +47,11 @@ class Attach(DoorMessage, frozen=True):
     pid: int
 
 
+Backlog = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
 class Listen(DoorMessage, frozen=True):
-    """Make a listener known; comes with the tail of its queue as a descriptor.
+    """Make a listener known; comes with both ends of its queue: where to take, where to put.
 
     ``cookie`` is the socket's SO_COOKIE, by which the kernel tells of its end. ``listens``
     is False while the program has only bound it and asked for its name.
@@ -58,14 +63,25 @@ class Listen(DoorMessage, frozen=True):
     bound: Endpoint
     wished: Annotated[int, Meta(ge=0, le=65535)]
     listens: bool
+    backlog: Backlog
     proxy: Endpoint | None = None
     claim: bytes = b""
 
 
+class Adopt(DoorMessage, frozen=True):
+    """Ask for the listener with this SO_COOKIE, inherited from a program that is no more.
+
+    The answer comes with both ends of its queue, or says that it is not known.
+    """
+
+    cookie: int
+
+
 class Ready(DoorMessage, frozen=True):
-    """A listener made known before it listened does so now; answered like Find."""
+    """A listener that is known listens now, or with another backlog; answered like Find."""
 
     listener: Id
+    backlog: Backlog
 
 
 class Forget(DoorMessage, frozen=True):
@@ -105,6 +121,7 @@ class Listening(DoorMessage, frozen=True):
     how: str = ""
     error: int = 0
     reason: str = ""
+    listener: Id | None = None
 
 
 class Dialled(DoorMessage, frozen=True):
@@ -136,7 +153,7 @@ class Arrival(msgspec.Struct, array_like=True, frozen=True):
     peer: Endpoint
 
 
-_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Ready | Forget | Find | Dial | AskWorld)
+_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Adopt | Ready | Forget | Find | Dial | AskWorld)
 _ANSWERED = msgspec.msgpack.Decoder(Listening | Dialled | World)
 _ARRIVED = msgspec.msgpack.Decoder(Arrival)
 _ENCODE = msgspec.msgpack.Encoder().encode
@@ -253,7 +270,7 @@ def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 def close_all(fds: list[int]) -> None:
     """Close descriptors that nobody takes."""
     for fd in fds:
-        os.close(fd)
+        posix.close(fd)  # gevent's os.close waits for its loop to turn
 
 
 def spawn(door: _socket.socket, environ: dict[str, str]) -> None:
@@ -283,7 +300,7 @@ def spawn(door: _socket.socket, environ: dict[str, str]) -> None:
             python, command, environ, file_actions=actions, setsid=True, setsigmask=[]
         )
     finally:
-        os.close(null)
+        posix.close(null)
     _reap(child)
 
 

@@ -95,5 +95,26 @@ def acknowledge(sock: socket.socket) -> None:
 
 def reset(sock: socket.socket) -> None:
     """Close so that the peer sees RST: nobody read what it sent."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    linger_not(sock)
     sock.close()
+
+
+def linger_not(sock: socket.socket) -> None:
+    """Let the peer see RST when this socket is closed."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until there is something to read, an end or an error among it."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.add_reader(sock, _settle, future)
+    try:
+        await future
+    finally:
+        loop.remove_reader(sock)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -38,7 +39,10 @@ class Link:
     def __init__(self, config: ClientConfig, name: str) -> None:
         self.config = config
         self.name = name
+        self.on_gone: Callable[[], None] = _nothing
+        """Called in a greenlet of its own when the agent of this process has died."""
         self._attached: tuple[int, _socket.socket, int] | None = None
+        self._watcher: Any = None
         self._warned = False
 
     def warn_once(self, text: str, *details: object) -> None:
@@ -54,6 +58,14 @@ class Link:
 
         Other greenlets run meanwhile. Raises AgentGone.
         """
+        answer, back = self.ask_for_descriptors(message, fds, seconds)
+        door.close_all(back)
+        return answer
+
+    def ask_for_descriptors(
+        self, message: door.DoorMessage, fds: tuple[int, ...] = (), seconds: float | None = None
+    ) -> tuple[Any, list[int]]:
+        """Return the answer and the descriptors that came along. Raises AgentGone."""
         limit = 3 * self.config.patience + ANSWER_MARGIN if seconds is None else seconds
         # An agent that had just decided to end takes a question along with it: ask the next.
         answer = self._ask_once(message, fds, limit) or self._ask_once(message, fds, limit)
@@ -63,7 +75,7 @@ class Link:
 
     def _ask_once(
         self, message: door.DoorMessage, fds: tuple[int, ...], limit: float
-    ) -> door.DoorMessage | None:
+    ) -> tuple[door.DoorMessage, list[int]] | None:
         conn = self.begin(message, fds)
         try:
             wait_read(conn.fileno(), timeout=limit)
@@ -74,8 +86,7 @@ class Link:
             raise AgentGone(f"the agent did not answer: {error}") from error
         finally:
             conn.close()
-        door.close_all(back)
-        return answer
+        return None if answer is None else (answer, back)
 
     def begin(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> _socket.socket:
         """Ask, and return the connection on which the answer will come. Raises AgentGone."""
@@ -98,8 +109,38 @@ class Link:
             if pid == os.getpid() and _is_open(conn, inode):
                 return
             close_if(conn, inode)
+            self._unwatch()
+            if pid == os.getpid():
+                gevent.spawn(self.on_gone)
         conn = self._say(door.Attach(os.getpid()))
         self._attached = os.getpid(), conn, inode_of(conn.fileno())
+        self._watch(conn.fileno())
+
+    def _watch(self, number: int) -> None:
+        """Notice the agent's end while the program waits for something else.
+
+        A watcher that does not count: a program that waits in vain still learns of it.
+        """
+        self._watcher = gevent.get_hub().loop.io(number, 1, ref=False)
+        self._watcher.start(self._readable)
+
+    def _unwatch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+    def _readable(self) -> None:
+        """The agent never says anything here: this is its end, in a forked child's view, too."""
+        if self._attached is None:
+            return
+        _, conn, inode = self._attached
+        if _is_open(conn, inode):
+            return
+        self._unwatch()
+        close_if(conn, inode)
+        self._attached = None
+        gevent.spawn(self.on_gone)
 
     def _connect(self) -> _socket.socket:
         for _ in range(START_TRIES):
@@ -125,9 +166,13 @@ class Link:
             listening.close()
 
 
+def _nothing() -> None:
+    """Nobody has listeners to tell a new agent of."""
+
+
 def agent_environ(config: ClientConfig) -> dict[str, str]:
     """Return the whole environment of an agent."""
-    kept = ("GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
+    kept = (door.CLIENT_VARIABLE, "GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
     return {k: os.environ[k] for k in kept if k in os.environ} | to_environ(config)
 
 
