@@ -14,6 +14,7 @@ from typing import Any
 
 from .agent import door
 from .config import ClientConfig, client_config, to_environ
+from .logs import FILE_VARIABLE, log_into
 
 log = logging.getLogger("gcbpatch")
 
@@ -85,7 +86,7 @@ def _configure(settings: ClientConfig) -> None:
     from .sockets.link import Link
     from .sockets.raw import LAYER
 
-    _log_to(os.environ.get("GCB_LOG_FILE", ""), settings.log)
+    _log_to(os.environ.get(FILE_VARIABLE, ""), settings.log)
     if not settings.active:
         LAYER.configure(None)
         return
@@ -111,7 +112,10 @@ def _log_to(path: str, level: str) -> None:
     """Log into a file where one is named; else the program's own logging decides."""
     logger = logging.getLogger("gcbpatch")
     logger.setLevel(level)
-    if path and not logger.handlers:
-        handler = logging.FileHandler(path)
-        handler.setFormatter(logging.Formatter("%(asctime)s program[%(process)d] %(message)s"))
-        logger.addHandler(handler)
+    if not path or logger.handlers:
+        return
+    # Children and the agent mean the same file, wherever they are.
+    os.environ[FILE_VARIABLE] = os.path.abspath(path)
+    problem = log_into(logger, path, "program")
+    if problem is not None:
+        log.warning("%s=%s: cannot be written: %s", FILE_VARIABLE, path, problem.strerror)

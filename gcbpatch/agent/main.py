@@ -17,6 +17,7 @@ import socket
 
 from ..addresses import Address, is_ip
 from ..config import ClientConfig, client_config
+from ..logs import FILE_VARIABLE, log_into
 from . import door
 from .acceptor import Acceptor
 from .desk import Desk
@@ -178,10 +179,9 @@ def main() -> None:
     os.closerange(DOOR_FD + 1, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/")
     config = client_config(os.environ)
-    target = os.environ.get("GCB_LOG_FILE") or os.devnull
-    logging.basicConfig(
-        filename=target, level=config.log, format="%(asctime)s agent[%(process)d] %(message)s"
-    )
+    logging.getLogger().setLevel(config.log)
+    # The program warns of a file that cannot be opened; nobody would see a warning of ours.
+    log_into(logging.getLogger(), os.environ.get(FILE_VARIABLE) or os.devnull, "agent")
     _raise_descriptor_limit()
     asyncio.run(serve(socket.socket(fileno=DOOR_FD), config))
 
