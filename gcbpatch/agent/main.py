@@ -86,6 +86,7 @@ class Doorkeeper:
             return False
         if isinstance(asked, door.Attach):
             door.close_all(fds)
+            conn.send(door.WELCOME, socket.MSG_NOSIGNAL)
             return True
         answering = asyncio.ensure_future(self._answer(asked, fds))
         leaving = asyncio.ensure_future(readable(conn))

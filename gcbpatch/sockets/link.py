@@ -10,6 +10,7 @@ from __future__ import annotations
 import _socket
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,10 @@ log = logging.getLogger("gcbpatch")
 
 START_TRIES = 50
 START_PAUSE = 0.01
+STILLBORN = 2
+"""Agents started one after the other that ended without a word: then there can be none."""
+HOPELESS_SECONDS = 10.0
+"""How long it is taken as known that no agent can be started."""
 ANSWER_MARGIN = 5.0
 """Seconds that the agent may take beyond the patience it has with brokers."""
 
@@ -43,6 +48,9 @@ class Link:
         """Called in a greenlet of its own when the agent of this process has died."""
         self._attached: tuple[int, _socket.socket, int] | None = None
         self._watcher: Any = None
+        self._welcomed = False
+        self._stillborn = 0
+        self._hopeless_until = 0.0
         self._warned = False
 
     def warn_once(self, text: str, *details: object) -> None:
@@ -106,13 +114,13 @@ class Link:
         """Stay connected as long as this process lives, so that the agent does, too."""
         if self._attached is not None:
             pid, conn, inode = self._attached
-            if pid == os.getpid() and _is_open(conn, inode):
+            if pid == os.getpid() and self._is_open(conn, inode):
                 return
-            close_if(conn, inode)
             self._unwatch()
+            close_if(conn, inode)
             if pid == os.getpid():
                 gevent.spawn(self.on_gone)
-        conn = self._say(door.Attach(os.getpid()))
+        conn, self._welcomed = self._say(door.Attach(os.getpid())), False
         self._attached = os.getpid(), conn, inode_of(conn.fileno())
         self._watch(conn.fileno())
 
@@ -131,16 +139,41 @@ class Link:
             self._watcher = None
 
     def _readable(self) -> None:
-        """The agent never says anything here: this is its end, in a forked child's view, too."""
+        """Its welcome, or its end; a forked child sees the end on its parent's connection."""
         if self._attached is None:
             return
         _, conn, inode = self._attached
-        if _is_open(conn, inode):
+        if self._is_open(conn, inode):
             return
         self._unwatch()
         close_if(conn, inode)
         self._attached = None
         gevent.spawn(self.on_gone)
+
+    def _is_open(self, conn: _socket.socket, inode: int) -> bool:
+        """Return whether this is still our connection, and the agent's end of it is open."""
+        try:
+            if inode_of(conn.fileno()) != inode:
+                return False
+        except OSError:
+            return False
+        try:
+            said = conn.recv(len(door.WELCOME))
+        except BlockingIOError:
+            return True
+        except OSError:
+            said = b""
+        self._count(said == b"")
+        return said != b""
+
+    def _count(self, ended: bool) -> None:
+        """Learn from an agent that has ended, or from one that has said its welcome."""
+        if not ended:
+            self._welcomed, self._stillborn = True, 0
+        elif not self._welcomed:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN:
+                self._hopeless_until = time.monotonic() + HOPELESS_SECONDS
 
     def _connect(self) -> _socket.socket:
         for _ in range(START_TRIES):
@@ -154,6 +187,8 @@ class Link:
 
     def _start(self) -> None:
         """Start the agent if its name is free; otherwise let the one who does get on."""
+        if time.monotonic() < self._hopeless_until:
+            raise AgentGone("none can be started")
         listening = door.bind(self.name)
         if listening is None:
             gevent.sleep(START_PAUSE)
@@ -161,7 +196,8 @@ class Link:
         try:
             door.spawn(listening, agent_environ(self.config))
         except OSError as error:
-            raise AgentGone(f"the agent cannot be started: {error}") from error
+            self._hopeless_until = time.monotonic() + HOPELESS_SECONDS
+            raise AgentGone(f"it cannot be started: {error}") from error
         finally:
             listening.close()
 
@@ -174,13 +210,3 @@ def agent_environ(config: ClientConfig) -> dict[str, str]:
     """Return the whole environment of an agent."""
     kept = (door.CLIENT_VARIABLE, "GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
     return {k: os.environ[k] for k in kept if k in os.environ} | to_environ(config)
-
-
-def _is_open(conn: _socket.socket, inode: int) -> bool:
-    """Return whether this is still our connection, and the agent's end of it is open."""
-    try:
-        return inode_of(conn.fileno()) == inode and conn.recv(1) != b""
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
