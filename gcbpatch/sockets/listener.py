@@ -56,7 +56,12 @@ class Listener:
         broker that does not answer, the socket stays what the kernel made of it.
         """
         self._backlog = backlog
-        intake = Intake.new()
+        try:
+            intake = Intake.new()
+        except OSError as error:
+            # The kernel's listen() needs no descriptor, and so it may not fail for want of one.
+            self._link.warn_once("no queue: %s", error.strerror)
+            return
         try:
             answer = self._link.ask(self._message(), intake.descriptors)
         except AgentGone as error:
