@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import gevent
+from gevent._hub_local import get_hub_if_exists
 from gevent.socket import wait_read
 
 from ..agent import door
@@ -47,7 +48,10 @@ class Link:
         self.on_gone: Callable[[], None] = _nothing
         """Called in a greenlet of its own when the agent of this process has died."""
         self._attached: tuple[int, _socket.socket, int] | None = None
+        self.on_fork: Callable[[], None] = _nothing
+        """Called in a greenlet of its own when the loop of a forked child runs."""
         self._watcher: Any = None
+        self._fork_watcher: Any = None
         self._welcomed = False
         self._stillborn = 0
         self._hopeless_until = 0.0
@@ -86,8 +90,7 @@ class Link:
     ) -> tuple[door.DoorMessage, list[int]] | None:
         conn = self.begin(message, fds)
         try:
-            wait_read(conn.fileno(), timeout=limit)
-            answer, back = door.receive_answer(conn)
+            answer, back = _answer_within(conn, limit)
         except ConnectionResetError:
             return None
         except (OSError, door.DoorError) as error:
@@ -127,16 +130,55 @@ class Link:
     def _watch(self, number: int) -> None:
         """Notice the agent's end while the program waits for something else.
 
-        A watcher that does not count: a program that waits in vain still learns of it.
+        Watchers that do not count: a program that waits in vain still learns of it.
         """
-        self._watcher = gevent.get_hub().loop.io(number, 1, ref=False)
+        loop = gevent.get_hub().loop
+        self._watcher = loop.io(number, 1, ref=False)
         self._watcher.start(self._readable)
+        if self._fork_watcher is None or self._fork_watcher.loop is not loop:
+            self._fork_watcher = loop.fork(ref=False)
+            self._fork_watcher.start(self._forked)
 
     def _unwatch(self) -> None:
         if self._watcher is not None:
             self._watcher.stop()
             self._watcher.close()
             self._watcher = None
+
+    def before_fork(self) -> None:
+        """Let the loop forget our number: a child may close what it has not opened.
+
+        libev ends the process when a forked loop finds a watched number closed.
+        """
+        if self._watcher is not None and self._is_here(self._watcher):
+            self._watcher.stop()
+
+    def after_fork_in_parent(self) -> None:
+        """Watch again, unless the program has closed our descriptor."""
+        if self._watcher is None or self._attached is None:
+            return
+        if not self._is_here(self._watcher):
+            return
+        _, conn, inode = self._attached
+        if _is_ours(conn, inode):
+            self._watcher.start(self._readable)
+
+    @staticmethod
+    def _is_here(watcher: Any) -> bool:
+        """Whether the watcher is of this thread's loop: no other may be touched from here."""
+        hub = get_hub_if_exists()
+        return hub is not None and watcher.loop is hub.loop
+
+    def _forked(self) -> None:
+        """The loop runs again, in a forked child: its parent may end before the agent does."""
+        gevent.spawn(self.on_fork)
+
+    def attend(self) -> None:
+        """Be attached, in this process. The program goes on if that cannot be."""
+        try:
+            self._attach()
+        except AgentGone as error:
+            self.warn_once("no agent: %s", error)
 
     def _readable(self) -> None:
         """Its welcome, or its end; a forked child sees the end on its parent's connection."""
@@ -152,10 +194,7 @@ class Link:
 
     def _is_open(self, conn: _socket.socket, inode: int) -> bool:
         """Return whether this is still our connection, and the agent's end of it is open."""
-        try:
-            if inode_of(conn.fileno()) != inode:
-                return False
-        except OSError:
+        if not _is_ours(conn, inode):
             return False
         try:
             said = conn.recv(len(door.WELCOME))
@@ -200,6 +239,27 @@ class Link:
             raise AgentGone(f"it cannot be started: {error}") from error
         finally:
             listening.close()
+
+
+def _answer_within(
+    conn: _socket.socket, seconds: float
+) -> tuple[door.DoorMessage | None, list[int]]:
+    """Wait for an answer; that a number is readable may be news of who had it before."""
+    deadline = time.monotonic() + seconds
+    while True:
+        wait_read(conn.fileno(), timeout=max(deadline - time.monotonic(), 0.0))
+        try:
+            return door.receive_answer(conn)
+        except BlockingIOError:
+            continue
+
+
+def _is_ours(conn: _socket.socket, inode: int) -> bool:
+    """Return whether a number still stands for the socket that we opened."""
+    try:
+        return inode_of(conn.fileno()) == inode
+    except OSError:
+        return False
 
 
 def _nothing() -> None:

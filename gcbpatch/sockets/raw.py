@@ -41,17 +41,38 @@ class Layer:
         self.link = link
         self.connector = Connector(link) if link is not None else None
         if link is not None:
-            link.on_gone = self.listen_again
+            link.on_gone, link.on_fork = self.listen_again, self.attend
+
+    def attend(self) -> None:
+        """In a forked child: be there for the listeners, should their parent end."""
+        if self.link is not None and self._listeners():
+            self.link.attend()
+
+    def _listeners(self) -> list[Listener]:
+        self.table.prune()
+        return [state for state in self.table.states() if isinstance(state, Listener)]
+
+    def before_fork(self) -> None:
+        """Called by os.fork()."""
+        if self.link is not None:
+            self.link.before_fork()
+
+    def after_fork_in_parent(self) -> None:
+        """Called by os.fork()."""
+        if self.link is not None:
+            self.link.after_fork_in_parent()
 
     def listen_again(self) -> None:
         """The agent died: the next one learns of every listener that is left here."""
-        self.table.prune()
-        for state in self.table.states():
-            if isinstance(state, Listener):
-                state.again()
+        for listener in self._listeners():
+            listener.again()
 
 
 LAYER = Layer()
+# They cannot be taken back, and do nothing without a link.
+os.register_at_fork(
+    before=LAYER.before_fork, after_in_parent=LAYER.after_fork_in_parent
+)
 
 
 DEFAULT_BACKLOG = min(socket.SOMAXCONN, 128)

@@ -110,6 +110,26 @@ def _pids_of_three(public: tuple[str, int], last: bytes) -> set[bytes]:
     return pids
 
 
+def test_a_forked_child_whose_parent_has_ended_gets_a_new_agent_too(
+    broker: Broker, tmp_path: Path
+) -> None:
+    text = LISTENER + """
+    import os
+    if os.fork():
+        os._exit(0)
+    sock, peer = listener.accept()
+    sock.sendall(b"%d" % peer[1])
+    """
+    with Program(text, broker, tmp_path / "log") as program:
+        public = program.name()
+        agent = program.wait_for_agent(1)
+        program.process.wait(HANG_LIMIT)
+        os.kill(agent, signal.SIGKILL)
+        program.wait_for_agent(2)
+        with socket.create_connection(public, HANG_LIMIT) as sock:
+            assert sock.recv(100) == b"%d" % sock.getsockname()[1]
+
+
 def test_children_that_start_at_once_share_one_agent(broker: Broker, tmp_path: Path) -> None:
     text = """
     import os, socket

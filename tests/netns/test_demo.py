@@ -14,9 +14,15 @@ DEMO = Path(__file__).resolve().parents[2] / "examples" / "demo" / "demo.py"
 
 
 def demo() -> subprocess.Popen[str]:
-    """Start the demo in a process group of its own, as a terminal would."""
+    """Start the demo in a process group of its own, as a terminal would.
+
+    A shell's background job, in which the tests may run, ignores SIGINT.
+    """
     return subprocess.Popen(
-        [sys.executable, str(DEMO)], stdout=subprocess.PIPE, text=True, process_group=0
+        ["env", "--default-signal=INT", sys.executable, str(DEMO)],
+        stdout=subprocess.PIPE,
+        text=True,
+        process_group=0,
     )
 
 
