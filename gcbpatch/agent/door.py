@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _socket
 import array
+import errno
 import fcntl
 import os
 import posix
@@ -230,10 +231,14 @@ def receive_answer(conn: _socket.socket) -> tuple[DoorMessage | None, list[int]]
 def _receive(
     conn: _socket.socket, decoder: msgspec.msgpack.Decoder[DoorMessage]
 ) -> tuple[DoorMessage | None, list[int]]:
-    data, ancillary, _, _ = conn.recvmsg(
+    data, ancillary, flags, _ = conn.recvmsg(
         MAX_MESSAGE, socket.CMSG_SPACE(_MAX_FDS * _FD_SIZE), socket.MSG_CMSG_CLOEXEC
     )
     fds = _fds_of(ancillary)
+    if flags & socket.MSG_CTRUNC:
+        # The kernel had no number free in this process for what came along, and dropped it.
+        close_all(fds)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     if not data:
         return None, fds
     return _decode(decoder, data, fds), fds

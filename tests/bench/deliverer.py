@@ -46,7 +46,8 @@ async def _deliver(desk: Desk, listener: socket.socket) -> int:
         near.setblocking(False)
         far, peer = listener.accept()
         began = time.perf_counter_ns()
-        assert desk.listeners.deliver(one, far, peer)
+        async with one.delivery.place() as kept:
+            assert one.delivery.deliver(far, peer, kept)
         assert await asyncio.get_running_loop().sock_recv(near, 1) == b"x"
         return time.perf_counter_ns() - began
 
@@ -68,7 +69,7 @@ async def main() -> None:
     listening = door.bind(sys.argv[1])
     assert listening is not None, "somebody holds the door already"
     config = client_config(os.environ)
-    desk = Desk(config, list(config.brokers))
+    desk = Desk(config, os.urandom(16), list(config.brokers))
     keeper = Doorkeeper(socket.socket(fileno=listening.detach()), desk)
     print("ready", flush=True)
     await obey(desk)
