@@ -1,0 +1,21 @@
+"""The measurements can be made; what they come to is for a quiet machine to say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tests.bench.__main__ import FIGURES
+from tests.netns.lab import Lab
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_everything_is_measured(lab: Lab) -> None:
+    host = lab.host("machine")
+    done = host.run([sys.executable, "-m", "tests.bench", "--quick", "--json"], cwd=ROOT)
+    figures = json.loads(done.stdout)["figures"]
+    assert list(figures) == [*FIGURES, "agent"]
+    assert all(figures[name]["plain_microseconds"] > 0 for name in FIGURES)
+    assert figures["agent"]["met"], "a program that opens no brokered socket has got an agent"
