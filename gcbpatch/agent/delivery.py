@@ -166,7 +166,9 @@ class Delivery:
                 return None
             nudge = _nudge_socket()
         if await _let_go(nudge, self.target):
-            nudge.close()
+            # Resetting leaves nothing in TIME_WAIT at the program's end: nudges come from one
+            # address and would use up its ports in a minute.
+            streams.reset(nudge)
             return None
         return nudge
 

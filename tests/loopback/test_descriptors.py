@@ -77,6 +77,32 @@ def test_a_thousand_sockets_leave_nothing_open(broker: Broker, tmp_path: Path, w
     )
 
 
+def test_nudges_leave_no_port_behind_in_time_wait(broker: Broker, tmp_path: Path) -> None:
+    outcome(
+        broker,
+        tmp_path,
+        """
+    import _socket
+    from gcbpatch.agent.door import NUDGE_HOST
+
+    def waiting():
+        host = socket.inet_aton(NUDGE_HOST)[::-1].hex().upper()
+        port = _socket.socket.getsockname(server._sock)[1]
+        mine = [line.split()[1:4] for line in open("/proc/net/tcp") if f":{port:04X} " in line]
+        return [row for row in mine if row[1].startswith(host + ":") and row[2] == "06"]
+
+    for _ in range(20):
+        connect()
+    assert "] accepted " in open(os.environ["GCB_LOG_FILE"]).read()
+    before = time.monotonic()
+    while waiting():
+        assert time.monotonic() - before < 10, len(waiting())
+        time.sleep(0.1)
+    print("good")
+    """,
+    )
+
+
 @pytest.mark.parametrize("what", ["listen", "connect"])
 def test_a_program_that_runs_out_of_descriptors(broker: Broker, tmp_path: Path, what: str) -> None:
     outcome(
