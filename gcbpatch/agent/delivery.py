@@ -103,6 +103,8 @@ class Delivery:
             nudge.close()
             streams.reset(sock)
             return False
+        # At once: the program need not wait for our loop. What became of it is asked below.
+        nudge.connect_ex(self.target)
         sock.close()
         kept.append(True)
         self._run(self._nudge_and_bridge(nudge, self._room.give))

@@ -63,8 +63,8 @@ FIGURES = {
         "accept of a brokered connection",
         1.3,
         lambda quick: subjects.accepting(10 if quick else 100),
-        6,
-        40,
+        4,
+        30,
     ),
     "start": Figure(
         "import and patch_all, milliseconds more", 40.0, lambda _: subjects.starting(), 1, 40, True

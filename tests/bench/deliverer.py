@@ -19,7 +19,6 @@ from gcbpatch.agent.desk import Desk
 from gcbpatch.agent.main import Doorkeeper
 from gcbpatch.config import client_config
 
-
 RESET = struct.pack("ii", 1, 0)
 """SO_LINGER by which a close leaves nothing in TIME_WAIT: else the ports are used up soon."""
 
