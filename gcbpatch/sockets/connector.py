@@ -40,6 +40,8 @@ class Connector:
             is_ip(host) and not is_private(host) for host in self._configured
         )
         self._worlds: TTLCache[str, frozenset[str]] = TTLCache(1, WORLD_SECONDS, time.monotonic)
+        self._world: frozenset[str] = frozenset()
+        self._fresh_until = 0.0
         self._failures: TTLCache[str, bool] = TTLCache(1, WORLD_FAILURE_SECONDS, time.monotonic)
 
     def wanted(self, address: Any) -> bool:
@@ -47,7 +49,11 @@ class Connector:
         if not isinstance(address, tuple) or len(address) != 2:
             return False  # the kernel's own layer says what is wrong with it
         host, port = address
-        if not isinstance(host, str) or not isinstance(port, int) or not is_ip(host):
+        if not isinstance(host, str) or not isinstance(port, int):
+            return False
+        if not self._routes.table and self._known_as_ordinary(host):
+            return False
+        if not is_ip(host):
             return False
         if port in self._command_ports or not 0 < port < 65536:
             return False
@@ -55,6 +61,12 @@ class Connector:
         if way is not None:
             return way is not Way.KERNEL
         return not is_loopback(host) and host in self._hosts()
+
+    def _known_as_ordinary(self, host: str) -> bool:
+        """Whether it takes no more than a set to see that a host is nobody's: most are."""
+        if self._self_evident:
+            return host not in self._configured
+        return time.monotonic() < self._fresh_until and host not in self._world
 
     def begin(self, address: Address, port: int) -> Any:
         """Ask the agent; returns the door connection on which the answer comes."""
@@ -76,8 +88,11 @@ class Connector:
             return
         config = self.link.config
         publics_missing = config.gateway is not None and not world.publics
-        self._worlds["world"] = frozenset(world.brokers) | frozenset(world.publics)
+        self._world = frozenset(world.brokers) | frozenset(world.publics)
+        self._worlds["world"] = self._world
+        self._fresh_until = time.monotonic() + WORLD_SECONDS
         if publics_missing and not config.brokers:
             self._failures["world"] = True
             del self._worlds["world"]
+            self._fresh_until = 0.0
             self.link.warn_once("dpfd does not answer")
