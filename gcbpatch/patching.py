@@ -12,14 +12,18 @@ import sys
 from dataclasses import replace
 from typing import Any
 
+from . import mends
 from .agent import door
 from .config import ClientConfig, client_config, to_environ
+from .mends import children
+from .mends.journal import Journal
 
 log = logging.getLogger("gcbpatch")
 
 TESTED_GEVENT = "26.9"
 
 _patched: list[ClientConfig] = []
+_journal = Journal()
 
 
 def patch_all(
@@ -43,7 +47,24 @@ def patch_all(
 
     monkey.patch_all(**gevent_flags)
     _configure(settings)
+    if not _patched:
+        mends.install(_journal)
     _patched.append(settings)
+    _tell_children(settings, gevent_flags)
+
+
+def _tell_children(settings: ClientConfig, gevent_flags: dict[str, bool]) -> None:
+    """Children of multiprocessing get what this process has, whatever their environment is."""
+    environ = to_environ(settings)
+    if door.AGENT_VARIABLE in os.environ:
+        environ[door.AGENT_VARIABLE] = os.environ[door.AGENT_VARIABLE]
+    children.HOW.update(environ=environ, flags=gevent_flags)
+
+
+def come_up(how: dict[str, Any]) -> None:
+    """In a child of multiprocessing: patch it as its parent is, before its program is loaded."""
+    os.environ.update(how["environ"])
+    patch_all(**how["flags"])
 
 
 def _hook_sockets() -> None:
