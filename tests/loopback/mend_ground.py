@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +30,12 @@ def environment() -> dict[str, str]:
 
 
 def run(
-    folder: Path, first: str, program: str, limit: float = HANG_LIMIT, **environ: str
+    folder: Path,
+    first: str,
+    program: str,
+    limit: float = HANG_LIMIT,
+    python: Sequence[str] = (),
+    **environ: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program from a file, since children of multiprocessing load it from there.
 
@@ -38,7 +44,7 @@ def run(
     path = folder / "program.py"
     path.write_text(first + textwrap.dedent(program))
     process = subprocess.Popen(
-        [sys.executable, str(path)],
+        [sys.executable, *python, str(path)],
         env=environment() | environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
