@@ -9,10 +9,10 @@ import hashlib
 import logging
 import os
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from . import mends
+from . import early, mends, originals
 from .agent import door
 from .config import ClientConfig, client_config, to_environ
 from .mends import children
@@ -22,8 +22,18 @@ log = logging.getLogger("gcbpatch")
 
 TESTED_GEVENT = "26.9"
 
-_patched: list[ClientConfig] = []
-_journal = Journal()
+
+@dataclass
+class _State:
+    """What this process was last patched with, and how to take all of it back."""
+
+    settings: ClientConfig | None = None
+    flags: dict[str, bool] | None = None
+    journal: Journal = field(default_factory=Journal)
+    replaced: early.Replaced = field(default_factory=dict)
+
+
+_state = _State()
 
 
 def patch_all(
@@ -36,38 +46,60 @@ def patch_all(
     """Patch this program; what is not given comes from the environment and GCB_CONFIG.
 
     ``broker`` and ``dpf`` are ``host[:port]``, ``token`` the token itself, ``config`` a TOML
-    file; the other keywords are gevent.monkey.patch_all's. Called again with nothing new it
-    does nothing. Raises ConfigError when a setting is wrong.
+    file; the other keywords are gevent.monkey.patch_all's. Raises ConfigError when a setting
+    is wrong, before anything is changed.
+
+    It belongs in the first line. Later, names that modules have imported already are bound
+    again; open sockets, running threads and classes derived from patched ones stay as they
+    are, which one warning says. Called again with nothing new it does nothing; with other
+    settings, sockets made from then on use these, and listeners keep their broker; with
+    other gevent flags, what was patched stays so and the rest is added, as gevent does and
+    warns. The same holds after a gevent.monkey.patch_all() of somebody else's. Without
+    gevent's threads (``thread=False``) every native thread waits in a hub of its own; without
+    its sockets (``socket=False``) nothing is brokered, which a warning says. In a thread that
+    is not the main thread it works, with gevent's warning that the main thread cannot be
+    joined.
     """
     settings = client_config(os.environ, broker=broker, dpf=dpf, token=token, config=config)
-    if _patched and _patched[-1] == settings:
-        return
-    _hook_sockets()
-    from gevent import monkey
-
-    monkey.patch_all(**gevent_flags)
-    _configure(settings)
-    if not _patched:
-        mends.install(_journal)
-    _patched.append(settings)
+    settings.key()
+    if _state.flags != gevent_flags:
+        _patch_gevent(gevent_flags)
+    if _state.settings != settings:
+        _configure(settings)
+    _state.settings, _state.flags = settings, gevent_flags
     _tell_children(settings, gevent_flags)
 
 
-def _tell_children(settings: ClientConfig, gevent_flags: dict[str, bool]) -> None:
-    """Children of multiprocessing get what this process has, whatever their environment is."""
-    environ = to_environ(settings)
-    if door.AGENT_VARIABLE in os.environ:
-        environ[door.AGENT_VARIABLE] = os.environ[door.AGENT_VARIABLE]
-    children.HOW.update(environ=environ, flags=gevent_flags)
+def unpatch_all() -> None:
+    """Take back everything that patch_all did; meant for tests. Without it, do nothing.
+
+    Modules and their classes, the environment, logging, the main thread and names that were
+    bound again are what they were before; patch_all() works again afterwards. What exists
+    stays what it is: sockets, locks and queues made under the patch are gevent's, threads
+    started under it run only while something waits in gevent's hub, and so do classes derived
+    from patched ones. gevent's hub and its modules stay loaded, and at-fork hooks registered,
+    though silent. A child forked or spawned under the patch stays patched.
+    """
+    _state.journal.roll_back()
+    early.bind_back(_state.replaced)
+    _state.replaced = {}
+    _state.settings = _state.flags = None
+    children.HOW.clear()
 
 
-def come_up(how: dict[str, Any]) -> None:
-    """In a child of multiprocessing: patch it as its parent is, before its program is loaded."""
-    os.environ.update(how["environ"])
-    patch_all(**how["flags"])
+def _patch_gevent(flags: dict[str, bool]) -> None:
+    before = early.Before()
+    first = _state.flags is None
+    _hook_sockets(flags)
+    replaced = originals.patch(_state.journal, flags)
+    _state.replaced |= replaced
+    early.bind_again(replaced, _state.journal)
+    if first:
+        mends.install(_state.journal)
+    before.warn(replaced)
 
 
-def _hook_sockets() -> None:
+def _hook_sockets(flags: dict[str, bool]) -> None:
     """Put our layer under gevent's sockets, before anything makes one."""
     import gevent
 
@@ -75,16 +107,20 @@ def _hook_sockets() -> None:
         log.warning("gevent %s is not among the tested %s.*", gevent.__version__, TESTED_GEVENT)
     import gevent.socket
 
+    if flags.get("ssl", True):
+        import gevent.ssl
+
     from .sockets.raw import Raw
 
-    gevent.socket.socket._gevent_sock_class = Raw
     tls: Any = sys.modules.get("gevent.ssl")
     if tls is not None and not issubclass(tls._contextawaresock, Raw):
-        tls._contextawaresock = _on_top_of(Raw, tls._contextawaresock)
+        _state.journal.set(tls, "_contextawaresock", _on_top_of(Raw, tls._contextawaresock))
+    if gevent.socket.socket._gevent_sock_class is not Raw:
+        _state.journal.set(gevent.socket.socket, "_gevent_sock_class", Raw)
 
 
 def _on_top_of(base: Any, cls: type) -> type:
-    """Make ``cls`` anew with another base: gevent.ssl was imported before us."""
+    """Make ``cls`` anew with another base: gevent.ssl is imported before we hook in."""
     own: dict[str, Any] = {
         name: value for name, value in vars(cls).items() if name not in ("__weakref__", "_sslsock")
     }
@@ -102,14 +138,67 @@ def _configure(settings: ClientConfig) -> None:
     from .sockets.link import Link
     from .sockets.raw import LAYER
 
+    _keep_logger()
     _log_to(os.environ.get("GCB_LOG_FILE", ""), settings.log)
+    _state.journal.add(LAYER.leave)
     if not settings.active:
         LAYER.configure(None)
         return
-    settings.key()
-    os.environ.update(to_environ(settings))
-    tree = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
+    _warn_of_plain_sockets()
+    _set_environ(to_environ(settings))
+    tree = os.environ.get(door.AGENT_VARIABLE) or door.new_name()
+    _set_environ({door.AGENT_VARIABLE: tree})
     LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
+
+
+def _warn_of_plain_sockets() -> None:
+    from gevent import monkey
+
+    if not monkey.is_module_patched("socket"):
+        log.warning("patch_all(socket=False): sockets stay the kernel's, nothing is brokered")
+
+
+def _set_environ(variables: dict[str, str]) -> None:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+
+    def put_back() -> None:
+        for name, value in before.items():
+            if value is not None:
+                os.environ[name] = value
+            else:
+                os.environ.pop(name, None)
+
+    _state.journal.add(put_back)
+
+
+def _keep_logger() -> None:
+    """Have the journal put our logger back to what it is now."""
+    logger = logging.getLogger("gcbpatch")
+    level, handlers = logger.level, list(logger.handlers)
+
+    def put_back() -> None:
+        logger.setLevel(level)
+        for handler in logger.handlers[:]:
+            if handler not in handlers:
+                logger.removeHandler(handler)
+                handler.close()
+
+    _state.journal.add(put_back)
+
+
+def _tell_children(settings: ClientConfig, flags: dict[str, bool]) -> None:
+    """Children of multiprocessing get what this process has, whatever their environment is."""
+    environ = to_environ(settings)
+    if door.AGENT_VARIABLE in os.environ:
+        environ[door.AGENT_VARIABLE] = os.environ[door.AGENT_VARIABLE]
+    children.HOW.update(environ=environ, flags=flags)
+
+
+def come_up(how: dict[str, Any]) -> None:
+    """In a child of multiprocessing: patch it as its parent is, before its program is loaded."""
+    os.environ.update(how["environ"])
+    patch_all(**how["flags"])
 
 
 def _mark_of(settings: ClientConfig) -> str:

@@ -101,6 +101,13 @@ class Link:
         conn = self._say(door.Attach(os.getpid()))
         self._attached = os.getpid(), conn, inode_of(conn.fileno())
 
+    def leave(self) -> None:
+        """Let the agent go: this process asks nothing any more, unless it does."""
+        if self._attached is not None:
+            _, conn, inode = self._attached
+            self._attached = None
+            close_if(conn, inode)
+
     def _connect(self) -> _socket.socket:
         for _ in range(START_TRIES):
             try:

@@ -40,6 +40,13 @@ class Layer:
         self.link = link
         self.connector = Connector(link) if link is not None else None
 
+    def leave(self) -> None:
+        """Begin to work for nobody: the program is no longer patched."""
+        if self.link is not None:
+            self.link.leave()
+        self.configure(None)
+        self.hosts.clear()
+
 
 LAYER = Layer()
 

@@ -61,9 +61,7 @@ LISTENING_CHILD = """
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_child_is_brokered_by_its_parents_agent(
-    tmp_path: Path, broker: str, method: str
-) -> None:
+def test_a_child_is_brokered_by_its_parents_agent(tmp_path: Path, broker: str, method: str) -> None:
     log = tmp_path / "log"
     settings = {"GCB_LOG": "INFO", "GCB_LOG_FILE": str(log), "METHOD": method}
     line = f"import gcbpatch; gcbpatch.patch_all(broker='{broker}')\n"
