@@ -7,6 +7,7 @@ change anything that gevent did not.
 
 from __future__ import annotations
 
+import _socket
 import logging
 import os
 import sys
@@ -29,7 +30,7 @@ MODULES = (
 def patch(journal: Journal, flags: dict[str, bool]) -> dict[int, tuple[Any, Any]]:
     """Call gevent.monkey.patch_all, and note how to undo it in ``journal``.
 
-    Returns what was replaced by what, by the id of what was there before.
+    Returns which public function or class was replaced by which, by the id of the old one.
     """
     from gevent import monkey
 
@@ -45,6 +46,8 @@ def patch(journal: Journal, flags: dict[str, bool]) -> dict[int, tuple[Any, Any]
     replaced: dict[int, tuple[Any, Any]] = {}
     for place in places:
         _note(journal, place, before[id(place)], replaced)
+    # Who has taken the kernel's own socket class wants that one.
+    replaced.pop(id(_socket.socket), None)
     return replaced
 
 
@@ -77,7 +80,8 @@ def _note(
         old, new = before.get(name, _MISSING), after.get(name, _MISSING)
         if old is not new:
             journal.add(_undo(place, name, old, new))
-            if _MISSING not in (old, new):
+            # A private name may stand for something else: threading._CRLock becomes None.
+            if callable(old) and callable(new) and not name.startswith("_"):
                 replaced[id(old)] = old, new
 
 
