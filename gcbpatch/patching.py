@@ -87,6 +87,16 @@ def unpatch_all() -> None:
     children.HOW.clear()
 
 
+def reach_subprocesses() -> None:
+    """Have Python subprocesses patched, too, by a sitecustomize that they find first.
+
+    Those started with -I, -E or -S, or without our environment, are not reached.
+    """
+    folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reach")
+    paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != folder]
+    _set_environ({"PYTHONPATH": os.pathsep.join([folder, *paths])})
+
+
 def _patch_gevent(flags: dict[str, bool]) -> None:
     before = early.Before()
     first = _state.flags is None

@@ -21,6 +21,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "gcbpatch.cli": ("gcbpatch", "gcbpatch.__main__", "gcbpatch.patching", *PROGRAM),
     "gcbpatch": ("gcbpatch.patching", *SETTINGS, *GROUND),
     "gcbpatch.patching": ("gcbpatch.mends.*", "gcbpatch.early", "gcbpatch.originals", *PROGRAM),
+    "gcbpatch.reach.*": ("gcbpatch", "gcbpatch.errors"),
     "gcbpatch.early": ("gcbpatch.mends.journal",),
     "gcbpatch.originals": ("gcbpatch.mends.journal",),
     "gcbpatch.mends.*": ("gcbpatch.mends.*",),
