@@ -217,7 +217,8 @@ class Dispatcher:
         listening = Side(listener.sender.address, listener.local, listener.network)
         paths = arrange(connecting, listening)
         rendezvous = self._relays.open(os.urandom(8), os.urandom(16), listener.sender.key, now)
-        self._call(listener, rendezvous, sender.address, True, paths, now)
+        peer = (sender.address[0], asked.port or sender.address[1])
+        self._call(listener, rendezvous, peer, True, paths, now)
         return ConnectReply(rendezvous.name, rendezvous.secret, paths)
 
     # --- what happens without a command

@@ -65,7 +65,10 @@ class Half:
             return True
         reply = auth.reply_to(self.frame, self.key, Status.SUCCESS)
         try:
-            return self.sock.send(reply) == len(reply)
+            sent = self.sock.send(reply) == len(reply)
+            # GO comes next and has no answer: what follows it must not wait for its ACK.
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            return sent
         except OSError:
             return False
 

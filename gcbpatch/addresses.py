@@ -66,6 +66,17 @@ def is_wildcard(host: str) -> bool:
     return host == "" or ipaddress.ip_address(host).is_unspecified
 
 
+def mapped(address: Address) -> tuple[str, int, int, int]:
+    """Return an address as an IPv6 socket has it: IPv4 hosts mapped (RFC 4291, 2.5.5.2)."""
+    host, port = address
+    return (host if ":" in host else f"::ffff:{host}"), port, 0, 0
+
+
+def unmapped(host: str) -> str:
+    """Return the IPv4 host that a mapped one stands for; any other as it is."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
 def parse_port(text: str, what: str = "port") -> int:
     """Return ``text`` as a port number, 0 to 65535; raise ValueError saying what is right."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:

@@ -15,6 +15,7 @@ from typing import Any
 
 from .addresses import BROKER_PORT, GATEWAY_PORT, Address, format_address, parse_host_port
 from .errors import ConfigError
+from .routes import Routes, from_pairs, parse
 from .wire.auth import Key
 
 MIN_TOKEN_BYTES = 8
@@ -80,6 +81,7 @@ class ClientConfig:
     identity: str = "proxy"
     lifetime: int = 30
     patience: float = 3.0
+    routes: Routes = field(default_factory=Routes)
 
     @property
     def active(self) -> bool:
@@ -93,6 +95,9 @@ class ClientConfig:
         return read_tokens(self.token_file)[0] if self.token_file else None
 
 
+ROUTES_TEXT = "GCB_ROUTES_TEXT"
+"""How a program hands its table on to its agent and children; users name a file instead."""
+
 VARIABLES = {
     "GCB_BROKER": "broker",
     "DPF_SERVER": "dpf",
@@ -103,6 +108,8 @@ VARIABLES = {
     "GCB_IDENTITY": "identity",
     "GCB_LIFETIME": "lifetime",
     "GCB_PATIENCE": "patience",
+    ROUTES_TEXT: "routes_text",
+    "GCB_ROUTES": "routes",
 }
 
 
@@ -137,6 +144,7 @@ def to_environ(config: ClientConfig) -> dict[str, str]:
         "GCB_IDENTITY": config.identity,
         "GCB_LIFETIME": str(config.lifetime),
         "GCB_PATIENCE": str(config.patience),
+        ROUTES_TEXT: str(config.routes),
     }
     return {k: v for k, v in pairs.items() if v}
 
@@ -178,6 +186,17 @@ def _log(value: Any) -> dict[str, Any]:
     return {"log": str(value).upper()}
 
 
+def _routes(value: Any) -> dict[str, Any]:
+    """A file's name, or the routes themselves as a list of ``NETWORK WAY``."""
+    if isinstance(value, list):
+        return {"routes": from_pairs((f"route {n}", str(v).split()) for n, v in enumerate(value))}
+    try:
+        text = Path(value).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{value}: the routing table cannot be read: {error}") from error
+    return {"routes": parse(text)}
+
+
 def _token(value: Any) -> dict[str, Any]:
     if len(str(value)) < MIN_TOKEN_BYTES or len(str(value).split()) != 1:
         raise ValueError(
@@ -200,4 +219,6 @@ _READERS: dict[str, Any] = {
     "identity": _identity,
     "lifetime": _number("lifetime", int, 1, 86400),
     "patience": _number("patience", float, 0.1, 600.0),
+    "routes": _routes,
+    "routes_text": lambda value: {"routes": parse(str(value))},
 }

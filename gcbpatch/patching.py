@@ -15,6 +15,7 @@ from typing import Any
 from . import early, mends, originals
 from .agent import door
 from .config import ClientConfig, client_config, to_environ
+from .logs import FILE_VARIABLE, log_into
 from .mends import children
 from .mends.journal import Journal
 
@@ -40,12 +41,14 @@ def patch_all(
     broker: str | list[str] | None = None,
     dpf: str | None = None,
     token: str | None = None,
+    routes: str | list[str] | None = None,
     config: str | None = None,
     **gevent_flags: bool,
 ) -> None:
     """Patch this program; what is not given comes from the environment and GCB_CONFIG.
 
-    ``broker`` and ``dpf`` are ``host[:port]``, ``token`` the token itself, ``config`` a TOML
+    ``broker`` and ``dpf`` are ``host[:port]``, ``token`` the token itself, ``routes`` a
+    routing table's file or a list of routes (see gcbpatch.routes), ``config`` a TOML
     file; the other keywords are gevent.monkey.patch_all's. Raises ConfigError when a setting
     is wrong, before anything is changed.
 
@@ -60,7 +63,9 @@ def patch_all(
     is not the main thread it works, with gevent's warning that the main thread cannot be
     joined.
     """
-    settings = client_config(os.environ, broker=broker, dpf=dpf, token=token, config=config)
+    settings = client_config(
+        os.environ, broker=broker, dpf=dpf, token=token, routes=routes, config=config
+    )
     settings.key()
     if _state.flags != gevent_flags:
         _patch_gevent(gevent_flags)
@@ -149,15 +154,17 @@ def _configure(settings: ClientConfig) -> None:
     from .sockets.raw import LAYER
 
     _keep_logger()
-    _log_to(os.environ.get("GCB_LOG_FILE", ""), settings.log)
+    _log_to(os.environ.get(FILE_VARIABLE, ""), settings.log)
     _state.journal.add(LAYER.leave)
     if not settings.active:
         LAYER.configure(None)
         return
     _warn_of_plain_sockets()
-    _set_environ(to_environ(settings))
+    _set_environ(dict(to_environ(settings)))
+    _set_environ({"GCB_ROUTES": None})  # its text goes to children: a file may change
     tree = os.environ.get(door.AGENT_VARIABLE) or door.new_name()
-    _set_environ({door.AGENT_VARIABLE: tree})
+    client = os.environ.get(door.CLIENT_VARIABLE) or os.urandom(16).hex()
+    _set_environ({door.AGENT_VARIABLE: tree, door.CLIENT_VARIABLE: client})
     LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
 
 
@@ -168,18 +175,19 @@ def _warn_of_plain_sockets() -> None:
         log.warning("patch_all(socket=False): sockets stay the kernel's, nothing is brokered")
 
 
-def _set_environ(variables: dict[str, str]) -> None:
+def _set_environ(variables: dict[str, str | None]) -> None:
+    """Set variables, or take those away that are None; the journal has what they were."""
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
+    _put_environ(variables)
+    _state.journal.add(lambda: _put_environ(before))
 
-    def put_back() -> None:
-        for name, value in before.items():
-            if value is not None:
-                os.environ[name] = value
-            else:
-                os.environ.pop(name, None)
 
-    _state.journal.add(put_back)
+def _put_environ(variables: dict[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def _keep_logger() -> None:
@@ -200,8 +208,9 @@ def _keep_logger() -> None:
 def _tell_children(settings: ClientConfig, flags: dict[str, bool]) -> None:
     """Children of multiprocessing get what this process has, whatever their environment is."""
     environ = to_environ(settings)
-    if door.AGENT_VARIABLE in os.environ:
-        environ[door.AGENT_VARIABLE] = os.environ[door.AGENT_VARIABLE]
+    for name in (door.AGENT_VARIABLE, door.CLIENT_VARIABLE, FILE_VARIABLE):
+        if name in os.environ:
+            environ[name] = os.environ[name]
     children.HOW.update(environ=environ, flags=flags)
 
 
@@ -225,7 +234,10 @@ def _log_to(path: str, level: str) -> None:
     """Log into a file where one is named; else the program's own logging decides."""
     logger = logging.getLogger("gcbpatch")
     logger.setLevel(level)
-    if path and not logger.handlers:
-        handler = logging.FileHandler(path)
-        handler.setFormatter(logging.Formatter("%(asctime)s program[%(process)d] %(message)s"))
-        logger.addHandler(handler)
+    if not path or logger.handlers:
+        return
+    # Children and the agent mean the same file, wherever they are.
+    _set_environ({FILE_VARIABLE: os.path.abspath(path)})
+    problem = log_into(logger, path, "program")
+    if problem is not None:
+        log.warning("%s=%s: cannot be written: %s", FILE_VARIABLE, path, problem.strerror)

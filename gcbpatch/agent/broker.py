@@ -168,8 +168,8 @@ class Broker:
         except (Unreachable, RefusedError, RemoteProtocolError) as error:
             log.info("unregister at %s: %s", format_address(self.address), error)
 
-    async def connect(self, target: Address) -> ConnectReply:
-        """Ask for a connection to ``target``; raises as Control.ask does."""
+    async def connect(self, target: Address, port: int) -> ConnectReply:
+        """Ask for a connection to ``target`` as ``port``; raises as Control.ask does."""
         reply = await self.control.ask(
             Command.CONNECT,
             lambda cookie: Connect(
@@ -179,6 +179,7 @@ class Broker:
                 TCP,
                 self.local_endpoints(),
                 self._config.network,
+                port,
             ),
             self.patience,
         )

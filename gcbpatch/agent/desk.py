@@ -7,16 +7,19 @@ waits is a task, and closing the door connection withdraws it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import random
+import socket
 from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from ..addresses import Address, format_address
 from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
-from ..wire.messages import Call, Endpoint
+from ..routes import Way
+from ..wire.messages import Call, Endpoint, PathKind
 from . import dial, streams
 from .broker import Broker
 from .control import Unreachable
@@ -27,15 +30,20 @@ from .reception import Reception
 
 log = logging.getLogger("gcbpatch.agent")
 
+CONNECTOR_PORTS = range(32768, 60999)
+"""Ports by which listeners know our connectors that have bound none, taken in turn."""
+
 
 class Desk:
     """Everything the agent is for."""
 
-    def __init__(self, config: ClientConfig, brokers: Iterable[Address]) -> None:
-        client = os.urandom(16)
+    def __init__(self, config: ClientConfig, client: bytes, brokers: Iterable[Address]) -> None:
         self.listeners = Listeners(self._ended)
         self.reception = Reception()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._routes = config.routes
+        start = random.randrange(len(CONNECTOR_PORTS))
+        self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
         self._brokers = [
             Broker(address, client, config, self.listeners, self.reception.port, self._called)
             for address in brokers
@@ -44,19 +52,40 @@ class Desk:
         gateway = config.gateway
         self._gateway = Gateway(gateway, client, config, self.listeners) if gateway else None
 
-    async def listen(self, asked: Listen, queue_fd: int) -> Listening:
-        """Register a listener, with DPF first where there is a gateway, else with GCB."""
-        one = self.listeners.add(asked, queue_fd)
-        if not (self._gateway is not None and await self._gateway.forward(one)):
-            if self._gateway is not None and self._brokers:
-                self._gateway.abandon(one)
+    async def listen(
+        self, asked: Listen, take: socket.socket, put: socket.socket
+    ) -> Listening:
+        """Register a listener, with DPF first where there is a gateway, else with GCB.
+
+        Several processes of a tree may ask for one: it is registered once.
+        """
+        known = self.listeners.get(asked.listener)
+        one = self.listeners.add(asked, take, put)
+        if known is not None:
+            await one.settled.wait()
+        else:
+            await self._register(one)
+            one.settled.set()
+        return listening(one)
+
+    async def _register(self, one: Listener) -> None:
+        way = self._routes.way(one.bound[0])
+        forwarded = way is not Way.GCB and await self._forward(one)
+        if not forwarded and way is not Way.DPF:
             await self._register_somewhere(one)
         log.info(
             "listener %s: %s",
             format_address(one.bound),
             f"{format_address(one.proxy)} by {one.how}" if one.how and one.proxy else one.reason,
         )
-        return listening(one)
+
+    async def _forward(self, one: Listener) -> bool:
+        if self._gateway is None:
+            return False
+        forwarded = await self._gateway.forward(one)
+        if not forwarded and self._brokers:
+            self._gateway.abandon(one)
+        return forwarded
 
     async def _register_somewhere(self, one: Listener) -> None:
         for broker in self._brokers:
@@ -67,13 +96,20 @@ class Desk:
             one.reason = one.reason or "no broker answers"
             self._brokers[0].adopt(one)
 
-    async def find(self, listener: bytes, listens: bool = False) -> Listening:
-        """Tell what is known of a listener now; ``listens`` if it has just begun to."""
+    def find(self, listener: bytes, backlog: int | None = None) -> Listening:
+        """Tell what is known of a listener now; with ``backlog`` if it has just begun to be."""
         one = self.listeners.get(listener)
         if one is None:
             return Listening(None, reason="not known")
-        one.listens = one.listens or listens
+        self.listeners.ready(one, backlog)
         return listening(one)
+
+    def adopt(self, cookie: int) -> tuple[Listening, tuple[int, ...]]:
+        """Tell a process that inherited a listening socket what it is, with its queue's ends."""
+        one = self.listeners.by_cookie(cookie)
+        if one is None:
+            return Listening(None, reason="not known"), ()
+        return listening(one), tuple(os.dup(end.fileno()) for end in one.delivery.ends)
 
     async def world(self) -> World:
         """Tell which hosts are brokers' and which the gateway's; greets them if need be."""
@@ -87,14 +123,17 @@ class Desk:
         """Connect to a proxy address; returns the answer and a descriptor that it carries."""
         target = asked.target.address
         mine = self.listeners.by_proxy(target)
-        if mine is not None:
+        if self._routes.way(target[0]) is Way.GCB:
+            mine = mine or self.listeners.by_bound(target)
+            target = (mine.how == "gcb" and mine.proxy) or target if mine else target
+        elif mine is not None:
             return Dialled("own", kernel=Endpoint.of(mine.nudge_target)), None
         if self._gateway is not None and target[0] in self._gateway.publics:
             return await self._dial_neighbour(target), None
         for broker in self._brokers:
             if target[0] in broker.hosts and await broker.reach():
-                return await self._dial_by(broker, target)
-        return Dialled("kernel", kernel=asked.target, reason="no broker answers"), None
+                return await self._dial_by(broker, target, asked.port or next(self._ports))
+        return Dialled("kernel", kernel=asked.target, reason="no broker of it answers"), None
 
     async def _dial_neighbour(self, target: Address) -> Dialled:
         assert self._gateway is not None
@@ -103,17 +142,19 @@ class Desk:
             return Dialled("kernel", kernel=Endpoint.of(target), reason="no mapping of the gateway")
         return Dialled("neighbour", kernel=Endpoint.of(inside))
 
-    async def _dial_by(self, broker: Broker, target: Address) -> tuple[Dialled, int | None]:
+    async def _dial_by(
+        self, broker: Broker, target: Address, port: int
+    ) -> tuple[Dialled, int | None]:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            arranged = await broker.connect(target)
+            arranged = await broker.connect(target, port)
             kind, sock = await dial.race(broker, self.reception, arranged)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
         took = (loop.time() - began) * 1000
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
-        return Dialled(kind.name.lower(), milliseconds=took), sock.detach()
+        return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()
 
     def _called(self, broker: Broker, one: Listener, call: Call) -> None:
         self._run(self._answer(broker, one, call))
@@ -121,13 +162,19 @@ class Desk:
     async def _answer(self, broker: Broker, one: Listener, call: Call) -> None:
         who = format_address(call.peer.address)
         try:
-            kind, sock = await dial.answer(broker, self.reception, call)
+            async with one.delivery.place() as kept:
+                kind, sock = await dial.answer(broker, self.reception, call)
+                self._deliver(one, kind, sock, call, kept)
         except dial.FAILURES as error:
             log.info("call from %s came to nothing: %s", who, error)
-            return
+
+    def _deliver(
+        self, one: Listener, kind: PathKind, sock: socket.socket, call: Call, kept: list[bool]
+    ) -> None:
+        who = format_address(call.peer.address)
         if self.listeners.get(one.listener) is None:
             streams.reset(sock)
-        elif self.listeners.deliver(one, sock, call.peer.address):
+        elif one.delivery.deliver(sock, call.peer.address, kept):
             log.info("accepted %s: %s", who, kind.name)
         else:
             log.warning("the queue of the listener at %s is full: reset %s", one.bound, who)
@@ -159,7 +206,7 @@ class Desk:
 def listening(one: Listener) -> Listening:
     """Return the door's answer about a listener."""
     public = Endpoint.of(one.proxy) if one.how and one.proxy else None
-    return Listening(public, one.claim, one.how, one.error, one.reason)
+    return Listening(public, one.claim, one.how, one.error, one.reason, one.listener)
 
 
 def _failure(target: Address, error: Exception) -> Dialled:

@@ -24,6 +24,9 @@ from .reception import Reception
 CONNECT_SECONDS = 20.0
 """As long as a broker keeps a rendezvous."""
 
+LATE_GO_SECONDS = 2.0
+"""How long GO may come after the connector has left the relay for a better path."""
+
 Attempt = asyncio.Task[socket.socket]
 Arrivals = asyncio.Queue[socket.socket]
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
@@ -93,7 +96,7 @@ async def race(
     Raises what the best path failed with when all have failed.
     """
     name, secret = arranged.rendezvous, arranged.secret
-    async with reception.expect(name, secret) as arrivals, _attempts() as attempts:
+    async with reception.expect(name, secret, listening=True) as arrivals, _attempts() as attempts:
         for path in paths.dialled(arranged.paths, paths.DIALLED_BY_CONNECTOR):
             step = _dial(path, broker, name, secret, listening=False)
             attempts[asyncio.ensure_future(step)] = path.kind
@@ -162,7 +165,7 @@ async def answer(
     if not call.commit:
         return PathKind.RELAYED, await join(broker, call.rendezvous, call.secret, True)
     name, secret = call.rendezvous, call.secret
-    async with reception.expect(name, secret) as arrivals, _attempts() as attempts:
+    async with reception.expect(name, secret, listening=False) as arrivals, _attempts() as attempts:
         for path in paths.dialled(call.paths, paths.DIALLED_BY_LISTENER):
             step = _dial(path, broker, name, secret, listening=True)
             attempts[asyncio.ensure_future(_wait_go(step, name))] = path.kind
@@ -206,6 +209,14 @@ async def _given(sock: socket.socket) -> socket.socket:
     return sock
 
 
+def _is_over(attempt: Attempt) -> bool:
+    """Whether the broker has said that nobody waits there: chosen otherwise, or withdrawn."""
+    if not attempt.done() or attempt.cancelled():
+        return False
+    error = attempt.exception()
+    return isinstance(error, RefusedError) and error.status is Status.UNKNOWN
+
+
 async def _first(attempts: dict[Attempt, PathKind]) -> Attempt:
     """Wait for the first attempt that succeeds; raises when none does."""
     loop = asyncio.get_running_loop()
@@ -217,6 +228,8 @@ async def _first(attempts: dict[Attempt, PathKind]) -> Attempt:
         pending = [a for a in attempts if not a.done()]
         if not pending or loop.time() >= deadline:
             return _failed(attempts)
+        if any(map(_is_over, attempts)):
+            deadline = min(deadline, loop.time() + LATE_GO_SECONDS)
         await asyncio.wait(
             pending, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED
         )

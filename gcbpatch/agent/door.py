@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import _socket
 import array
+import fcntl
 import os
 import posix
+import signal
 import socket
 import struct
 import sys
@@ -27,7 +29,13 @@ from ..wire.messages import Endpoint, Id
 _T = TypeVar("_T")
 
 MAX_MESSAGE = 8192
+START_SECONDS = 5.0
+"""How long an interpreter may take until it has started; a tenth of a second is usual."""
+WELCOME = b"+"
+"""What an agent says on a process's own connection when it has seen it."""
 AGENT_VARIABLE = "GCB_AGENT"
+CLIENT_VARIABLE = "GCB_CLIENT"
+"""The client id of the program tree: an agent that is started again goes on under it."""
 _PEERCRED = struct.Struct("iII")
 _MAX_FDS = 4
 _FD_SIZE = array.array("i").itemsize
@@ -40,13 +48,16 @@ class DoorMessage(msgspec.Struct, array_like=True, tag=True, frozen=True):
 
 
 class Attach(DoorMessage, frozen=True):
-    """A process is here; it stays as long as this connection is open."""
+    """A process is here; it stays as long as this connection is open. WELCOME comes back."""
 
     pid: int
 
 
+Backlog = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+
+
 class Listen(DoorMessage, frozen=True):
-    """Make a listener known; comes with the tail of its queue as a descriptor.
+    """Make a listener known; comes with both ends of its queue: where to take, where to put.
 
     ``cookie`` is the socket's SO_COOKIE, by which the kernel tells of its end. ``listens``
     is False while the program has only bound it and asked for its name.
@@ -58,14 +69,25 @@ class Listen(DoorMessage, frozen=True):
     bound: Endpoint
     wished: Annotated[int, Meta(ge=0, le=65535)]
     listens: bool
+    backlog: Backlog
     proxy: Endpoint | None = None
     claim: bytes = b""
 
 
+class Adopt(DoorMessage, frozen=True):
+    """Ask for the listener with this SO_COOKIE, inherited from a program that is no more.
+
+    The answer comes with both ends of its queue, or says that it is not known.
+    """
+
+    cookie: int
+
+
 class Ready(DoorMessage, frozen=True):
-    """A listener made known before it listened does so now; answered like Find."""
+    """A listener that is known listens now, or with another backlog; answered like Find."""
 
     listener: Id
+    backlog: Backlog
 
 
 class Forget(DoorMessage, frozen=True):
@@ -81,9 +103,13 @@ class Find(DoorMessage, frozen=True):
 
 
 class Dial(DoorMessage, frozen=True):
-    """Make a connection to ``target`` by the best path there is."""
+    """Make a connection to ``target`` by the best path there is.
+
+    ``port`` is the one that the program has bound, by which the listener shall know it.
+    """
 
     target: Endpoint
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class AskWorld(DoorMessage, frozen=True):
@@ -101,12 +127,14 @@ class Listening(DoorMessage, frozen=True):
     how: str = ""
     error: int = 0
     reason: str = ""
+    listener: Id | None = None
 
 
 class Dialled(DoorMessage, frozen=True):
     """The answer to Dial: a descriptor comes along unless ``error`` or ``kernel`` is set.
 
-    ``kernel`` is where the program's own socket should connect in the ordinary way.
+    ``kernel`` is where the program's own socket should connect in the ordinary way;
+    ``port`` is the one by which the listener knows the connector.
     """
 
     path: str = ""
@@ -114,6 +142,7 @@ class Dialled(DoorMessage, frozen=True):
     reason: str = ""
     kernel: Endpoint | None = None
     milliseconds: float = 0.0
+    port: int = 0
 
 
 class World(DoorMessage, frozen=True):
@@ -130,7 +159,7 @@ class Arrival(msgspec.Struct, array_like=True, frozen=True):
     peer: Endpoint
 
 
-_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Ready | Forget | Find | Dial | AskWorld)
+_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Adopt | Ready | Forget | Find | Dial | AskWorld)
 _ANSWERED = msgspec.msgpack.Decoder(Listening | Dialled | World)
 _ARRIVED = msgspec.msgpack.Decoder(Arrival)
 _ENCODE = msgspec.msgpack.Encoder().encode
@@ -245,40 +274,74 @@ def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def close_all(fds: list[int]) -> None:
-    """Close descriptors that nobody takes."""
+    """Close descriptors that nobody takes, now: gevent's os.close would wait for the hub."""
     for fd in fds:
-        os.close(fd)
+        posix.close(fd)
 
 
 def spawn(door: _socket.socket, environ: dict[str, str]) -> None:
     """Start the agent behind ``door``: own session, none of our descriptors, not our child.
 
     The process started here forks once and ends at once, so that no wait() of the program
-    ever meets the agent. Raises OSError when no process can be started.
+    ever meets the agent; its word that it has done so is waited for. Raises OSError when no
+    process can be started, or when it does not get that far within START_SECONDS.
     """
-    python = os.environ.get("GCB_AGENT_PYTHON") or sys.executable
-    if not python:
-        raise OSError("no interpreter to run the agent: set GCB_AGENT_PYTHON")
     home = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     libraries = os.path.dirname(os.path.dirname(os.path.abspath(msgspec.__file__)))
-    boot = (
-        "import os, sys\n"
-        "os.fork() and os._exit(0)\n"
-        "sys.path[:0] = sys.argv[1:]\n"
-        "from gcbpatch.agent.main import main\n"
-        "main()"
-    )
-    null = os.open(os.devnull, os.O_RDWR)
+    command = [_interpreter(), "-I", "-S", "-c", _BOOT, home, libraries]
+    ours, childs = _socket.socketpair()
     try:
-        actions = [(os.POSIX_SPAWN_DUP2, null, fd) for fd in (0, 1, 2)]
-        actions.append((os.POSIX_SPAWN_DUP2, door.fileno(), 3))
-        command = [python, "-I", "-S", "-c", boot, home, libraries]
-        child = os.posix_spawn(
-            python, command, environ, file_actions=actions, setsid=True, setsigmask=[]
+        ours.settimeout(START_SECONDS)  # the kernel's wait, which no patch reaches
+        child = _spawn(command, environ, (door.fileno(), childs.fileno()))
+        childs.close()
+        try:
+            word = ours.recv(1)
+        except OSError:
+            os.kill(child, signal.SIGKILL)
+            raise
+        finally:
+            _reap(child)
+    finally:
+        ours.close()
+        childs.close()
+    if not word:
+        raise OSError(f"{command[0]} ended before it was an agent")
+
+
+_BOOT = """
+import os, sys
+if os.fork():
+    os.write(4, b"+")
+    os._exit(0)
+sys.path[:0] = sys.argv[1:]
+from gcbpatch.agent.main import main
+main()
+"""
+
+
+def _interpreter() -> str:
+    """Return the Python to run the agent with; a frozen program would only start itself."""
+    known = "" if getattr(sys, "frozen", False) else sys.executable
+    python = os.environ.get("GCB_AGENT_PYTHON") or known
+    if not python:
+        raise OSError("no interpreter to run the agent: set GCB_AGENT_PYTHON")
+    return python
+
+
+def _spawn(command: list[str], environ: dict[str, str], given: tuple[int, ...]) -> int:
+    """Start a process that has ``given`` from 3 on and nothing else; return its number."""
+    opened: list[int] = []
+    try:
+        opened.append(os.open(os.devnull, os.O_RDWR))
+        # A program may have closed its standard descriptors: ours must not be in their place.
+        opened += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 10) for fd in given]
+        actions = [(os.POSIX_SPAWN_DUP2, opened[0], number) for number in (0, 1, 2)]
+        actions += [(os.POSIX_SPAWN_DUP2, fd, n) for n, fd in enumerate(opened[1:], 3)]
+        return os.posix_spawn(
+            command[0], command, environ, file_actions=actions, setsid=True, setsigmask=[]
         )
     finally:
-        os.close(null)
-    _reap(child)
+        close_all(opened)
 
 
 def _reap(child: int) -> None:

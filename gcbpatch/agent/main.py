@@ -17,9 +17,11 @@ import socket
 
 from ..addresses import Address, is_ip
 from ..config import ClientConfig, client_config
+from ..logs import FILE_VARIABLE, log_into
 from . import door
 from .acceptor import Acceptor
 from .desk import Desk
+from .streams import readable
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -35,6 +37,7 @@ class Doorkeeper:
         self._desk = desk
         self._open: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
+        desk.listeners.on_idle = self._gone.set
         self._door = Acceptor(listening, self._accepted)
 
     def _accepted(self, conn: socket.socket, _: object) -> None:
@@ -52,7 +55,7 @@ class Doorkeeper:
         """Return when nobody has been at the door, and nothing listened, for a while."""
         while True:
             self._gone.clear()
-            if self._open or len(self._desk.listeners):
+            if self._open or self._desk.listeners.in_use:
                 await self._wait(60.0)
                 continue
             if not await self._wait(LINGER_SECONDS) and not self._open:
@@ -77,15 +80,16 @@ class Doorkeeper:
                 log.info("door: %s", error)
 
     async def _serve_one(self, conn: socket.socket) -> bool:
-        await _readable(conn)
+        await readable(conn)
         asked, fds = door.receive_question(conn)
         if asked is None:
             return False
         if isinstance(asked, door.Attach):
             door.close_all(fds)
+            conn.send(door.WELCOME, socket.MSG_NOSIGNAL)
             return True
         answering = asyncio.ensure_future(self._answer(asked, fds))
-        leaving = asyncio.ensure_future(_readable(conn))
+        leaving = asyncio.ensure_future(readable(conn))
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         # Looked at once: withdrawing waits, and the answer may be there by then.
         answered = answering.done()
@@ -98,56 +102,45 @@ class Doorkeeper:
 
     async def _answer(
         self, asked: door.DoorMessage, fds: list[int]
-    ) -> tuple[door.DoorMessage, int | None]:
+    ) -> tuple[door.DoorMessage, tuple[int, ...]]:
+        """Return the answer and descriptors of ours that go along with it."""
         if isinstance(asked, door.Listen):
-            if len(fds) != 1:
+            if len(fds) != 2:
                 door.close_all(fds)
-                raise door.DoorError(f"Listen came with {len(fds)} descriptors; one is right")
-            return await self._desk.listen(asked, fds[0]), None
+                raise door.DoorError(f"Listen came with {len(fds)} descriptors; two are right")
+            take, put = (socket.socket(fileno=fd) for fd in fds)
+            return await self._desk.listen(asked, take, put), ()
         door.close_all(fds)
+        if isinstance(asked, door.Adopt):
+            return self._desk.adopt(asked.cookie)
         if isinstance(asked, door.Find | door.Ready):
-            listens = isinstance(asked, door.Ready)
-            return await self._desk.find(asked.listener, listens), None
+            backlog = asked.backlog if isinstance(asked, door.Ready) else None
+            return self._desk.find(asked.listener, backlog), ()
         if isinstance(asked, door.Forget):
             self._desk.listeners.forget(asked.listener)
-            return door.Listening(None, reason="forgotten"), None
+            return door.Listening(None, reason="forgotten"), ()
         if isinstance(asked, door.Dial):
-            return await self._desk.dial(asked)
-        return await self._desk.world(), None
+            answer, sock = await self._desk.dial(asked)
+            return answer, () if sock is None else (sock,)
+        return await self._desk.world(), ()
 
     def close(self) -> None:
         """Nobody else comes in."""
         self._door.close()
 
 
-async def _readable(conn: socket.socket) -> None:
-    loop = asyncio.get_running_loop()
-    future = loop.create_future()
-    loop.add_reader(conn, _settle, future)
-    try:
-        await future
-    finally:
-        loop.remove_reader(conn)
-
-
-def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 async def _withdraw(task: asyncio.Task[object]) -> None:
     task.cancel()
     result = (await asyncio.gather(task, return_exceptions=True))[0]
-    if isinstance(result, tuple) and result[1] is not None:
-        os.close(result[1])
+    if isinstance(result, tuple):
+        door.close_all(list(result[1]))
 
 
-def _hand_over(conn: _socket.socket, message: door.DoorMessage, fd: int | None) -> None:
+def _hand_over(conn: _socket.socket, message: door.DoorMessage, fds: tuple[int, ...]) -> None:
     try:
-        door.send(conn, message, () if fd is None else (fd,))
+        door.send(conn, message, fds)
     finally:
-        if fd is not None:
-            os.close(fd)
+        door.close_all(list(fds))
 
 
 async def resolve(config: ClientConfig) -> list[Address]:
@@ -169,7 +162,8 @@ async def resolve(config: ClientConfig) -> list[Address]:
 
 async def serve(listening: socket.socket, config: ClientConfig) -> None:
     """Serve until deserted or told to end."""
-    desk = Desk(config, await resolve(config))
+    client = bytes.fromhex(os.environ.get(door.CLIENT_VARIABLE, "")) or os.urandom(16)
+    desk = Desk(config, client, await resolve(config))
     keeper = Doorkeeper(listening, desk)
     ending = asyncio.ensure_future(keeper.until_deserted())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.cancel)
@@ -186,10 +180,9 @@ def main() -> None:
     os.closerange(DOOR_FD + 1, os.sysconf("SC_OPEN_MAX"))
     os.chdir("/")
     config = client_config(os.environ)
-    target = os.environ.get("GCB_LOG_FILE") or os.devnull
-    logging.basicConfig(
-        filename=target, level=config.log, format="%(asctime)s agent[%(process)d] %(message)s"
-    )
+    logging.getLogger().setLevel(config.log)
+    # The program warns of a file that cannot be opened; nobody would see a warning of ours.
+    log_into(logging.getLogger(), os.environ.get(FILE_VARIABLE) or os.devnull, "agent")
     _raise_descriptor_limit()
     asyncio.run(serve(socket.socket(fileno=DOOR_FD), config))
 

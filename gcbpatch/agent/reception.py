@@ -33,7 +33,7 @@ class Reception:
     """Accepts OPEN for the rendezvous that are expected."""
 
     def __init__(self) -> None:
-        self._expected: dict[bytes, tuple[bytes, asyncio.Queue[socket.socket]]] = {}
+        self._expected: dict[tuple[bytes, bool], tuple[bytes, asyncio.Queue[socket.socket]]] = {}
         self._announced = asyncio.Condition()
         self._strangers: set[asyncio.Task[None]] = set()
         self._refused: set[str] = set()
@@ -46,17 +46,20 @@ class Reception:
 
     @contextlib.asynccontextmanager
     async def expect(
-        self, rendezvous: bytes, secret: bytes
+        self, rendezvous: bytes, secret: bytes, listening: bool
     ) -> AsyncIterator[asyncio.Queue[socket.socket]]:
-        """Within this context, connections that prove ``secret`` come out of the queue given."""
+        """Within this context, connections that prove ``secret`` come out of the queue given.
+
+        ``listening`` tells which side dials: one agent may be both sides of a rendezvous.
+        """
         queue: asyncio.Queue[socket.socket] = asyncio.Queue()
-        self._expected[rendezvous] = secret, queue
+        self._expected[rendezvous, listening] = secret, queue
         async with self._announced:
             self._announced.notify_all()
         try:
             yield queue
         finally:
-            del self._expected[rendezvous]
+            del self._expected[rendezvous, listening]
             while not queue.empty():
                 queue.get_nowait().close()
 
@@ -94,7 +97,8 @@ class Reception:
             raise RemoteProtocolError(Status.UNSUPPORTED, "only OPEN is taken here")
         asked = message_of(frame)
         assert isinstance(asked, Open)
-        entry = await self._entry(asked.rendezvous)
+        side = asked.rendezvous, asked.listening
+        entry = await self._entry(side)
         if entry is None or not auth.check_proof(
             entry[0], "open dialler", asked.rendezvous, asked.proof
         ):
@@ -103,15 +107,17 @@ class Reception:
         secret, queue = entry
         proof = auth.proof(secret, "open acceptor", asked.rendezvous)
         await streams.reply(sock, frame, Status.SUCCESS, OpenReply(proof))
-        if asked.rendezvous not in self._expected:
+        if side not in self._expected:
             raise ConnectionAbortedError("the rendezvous ended meanwhile")
         return queue
 
-    async def _entry(self, rendezvous: bytes) -> tuple[bytes, asyncio.Queue[socket.socket]] | None:
+    async def _entry(
+        self, side: tuple[bytes, bool]
+    ) -> tuple[bytes, asyncio.Queue[socket.socket]] | None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AHEAD_SECONDS), self._announced:
-                await self._announced.wait_for(lambda: rendezvous in self._expected)
-        return self._expected.get(rendezvous)
+                await self._announced.wait_for(lambda: side in self._expected)
+        return self._expected.get(side)
 
     def close(self) -> None:
         """Stop accepting."""

@@ -12,6 +12,8 @@ import socket
 import struct
 from collections.abc import Iterator
 
+from ..addresses import Address
+
 _NETLINK_SOCK_DIAG = 4
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
@@ -28,6 +30,11 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TCP_LISTEN = 10
 _REQUEST = struct.Struct("=BBBBI")
 _DUMP_SECONDS = 2.0
+_REQUEST_FLAG = 1
+_NO_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
+"""No interface, and INET_DIAG_NOCOOKIE twice."""
+_INODE_AT = 84
+"""netlink header (16), four bytes, the socket's id (48), expires, two queues, uid."""
 
 # Load the destination port; keep the event only if it is 0: a listener never had a peer.
 # Without this every connection that ends on this machine would wake the agent.
@@ -82,6 +89,27 @@ def listening() -> set[int]:
             while _read_dump(diag.recv(65536), found):
                 pass
     return found
+
+
+def is_accepted(local: Address, peer: Address) -> bool:
+    """Return whether a process has accepted the connection that stands at ``local``.
+
+    One that still waits in a backlog stands on no file: its inode is 0. Addresses are IPv4,
+    also where the listening socket is a dual-stack one. Raises OSError.
+    """
+    ports = struct.pack("!HH", local[1], peer[1])
+    hosts = b"".join(socket.inet_aton(a[0]).ljust(16, b"\0") for a in (local, peer))
+    request = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
+    request += ports + hosts + _NO_COOKIE
+    header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_FLAG, 0, 0)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
+        diag.settimeout(_DUMP_SECONDS)
+        diag.send(header + request)
+        data = diag.recv(65536)
+    kind = _HEADER.unpack_from(data)[1]
+    if kind != _SOCK_DIAG_BY_FAMILY or len(data) < _INODE_AT + 4:
+        return False
+    return bool(struct.unpack_from("=I", data, _INODE_AT)[0])
 
 
 def _read_dump(data: bytes, found: set[int]) -> bool:

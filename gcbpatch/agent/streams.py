@@ -80,10 +80,41 @@ async def ready_bytes(sock: socket.socket, frame: bytes) -> bool:
     Returns False when the peer closed or sent something else.
     """
     got = await read_frame(sock)
+    acknowledge(sock)
     return got == parse(frame)
+
+
+def acknowledge(sock: socket.socket) -> None:
+    """Let go of an acknowledgement that TCP holds back to send it along with an answer.
+
+    There is no answer to GO, and the program's first bytes would wait 40 ms for it (RFC 896
+    and RFC 1122, 4.2.3.2).
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 def reset(sock: socket.socket) -> None:
     """Close so that the peer sees RST: nobody read what it sent."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    linger_not(sock)
     sock.close()
+
+
+def linger_not(sock: socket.socket) -> None:
+    """Let the peer see RST when this socket is closed."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+async def readable(sock: socket.socket) -> None:
+    """Wait until there is something to read, an end or an error among it."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.add_reader(sock, _settle, future)
+    try:
+        await future
+    finally:
+        loop.remove_reader(sock)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -15,6 +15,7 @@ from cachetools import TTLCache
 
 from ..addresses import Address, is_ip, is_loopback, is_private
 from ..agent import door
+from ..routes import Way
 from ..wire.messages import Endpoint
 from .link import AgentGone, Link
 
@@ -30,6 +31,7 @@ class Connector:
     def __init__(self, link: Link) -> None:
         self.link = link
         config = link.config
+        self._routes = config.routes
         self._command_ports = {port for _, port in config.brokers}
         self._configured = {host for host, _ in config.brokers}
         # A broker known by a name or by an inside address has its proxies somewhere else,
@@ -47,13 +49,16 @@ class Connector:
         host, port = address
         if not isinstance(host, str) or not isinstance(port, int) or not is_ip(host):
             return False
-        if is_loopback(host) or port in self._command_ports or not 0 < port < 65536:
+        if port in self._command_ports or not 0 < port < 65536:
             return False
-        return host in self._hosts()
+        way = self._routes.way(host)
+        if way is not None:
+            return way is not Way.KERNEL
+        return not is_loopback(host) and host in self._hosts()
 
-    def begin(self, address: Address) -> Any:
+    def begin(self, address: Address, port: int) -> Any:
         """Ask the agent; returns the door connection on which the answer comes."""
-        return self.link.begin(door.Dial(Endpoint.of(address)))
+        return self.link.begin(door.Dial(Endpoint.of(address), port))
 
     def _hosts(self) -> frozenset[str] | set[str]:
         if self._self_evident:

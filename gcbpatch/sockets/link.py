@@ -10,6 +10,8 @@ from __future__ import annotations
 import _socket
 import logging
 import os
+import time
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -24,6 +26,10 @@ log = logging.getLogger("gcbpatch")
 
 START_TRIES = 50
 START_PAUSE = 0.01
+STILLBORN = 2
+"""Agents started one after the other that ended without a word: then there can be none."""
+HOPELESS_SECONDS = 10.0
+"""How long it is taken as known that no agent can be started."""
 ANSWER_MARGIN = 5.0
 """Seconds that the agent may take beyond the patience it has with brokers."""
 
@@ -38,7 +44,13 @@ class Link:
     def __init__(self, config: ClientConfig, name: str) -> None:
         self.config = config
         self.name = name
+        self.on_gone: Callable[[], None] = _nothing
+        """Called in a greenlet of its own when the agent of this process has died."""
         self._attached: tuple[int, _socket.socket, int] | None = None
+        self._watcher: Any = None
+        self._welcomed = False
+        self._stillborn = 0
+        self._hopeless_until = 0.0
         self._warned = False
 
     def warn_once(self, text: str, *details: object) -> None:
@@ -54,6 +66,14 @@ class Link:
 
         Other greenlets run meanwhile. Raises AgentGone.
         """
+        answer, back = self.ask_for_descriptors(message, fds, seconds)
+        door.close_all(back)
+        return answer
+
+    def ask_for_descriptors(
+        self, message: door.DoorMessage, fds: tuple[int, ...] = (), seconds: float | None = None
+    ) -> tuple[Any, list[int]]:
+        """Return the answer and the descriptors that came along. Raises AgentGone."""
         limit = 3 * self.config.patience + ANSWER_MARGIN if seconds is None else seconds
         # An agent that had just decided to end takes a question along with it: ask the next.
         answer = self._ask_once(message, fds, limit) or self._ask_once(message, fds, limit)
@@ -63,7 +83,7 @@ class Link:
 
     def _ask_once(
         self, message: door.DoorMessage, fds: tuple[int, ...], limit: float
-    ) -> door.DoorMessage | None:
+    ) -> tuple[door.DoorMessage, list[int]] | None:
         conn = self.begin(message, fds)
         try:
             wait_read(conn.fileno(), timeout=limit)
@@ -74,8 +94,7 @@ class Link:
             raise AgentGone(f"the agent did not answer: {error}") from error
         finally:
             conn.close()
-        door.close_all(back)
-        return answer
+        return None if answer is None else (answer, back)
 
     def begin(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> _socket.socket:
         """Ask, and return the connection on which the answer will come. Raises AgentGone."""
@@ -95,11 +114,66 @@ class Link:
         """Stay connected as long as this process lives, so that the agent does, too."""
         if self._attached is not None:
             pid, conn, inode = self._attached
-            if pid == os.getpid() and _is_open(conn, inode):
+            if pid == os.getpid() and self._is_open(conn, inode):
                 return
+            self._unwatch()
             close_if(conn, inode)
-        conn = self._say(door.Attach(os.getpid()))
+            if pid == os.getpid():
+                gevent.spawn(self.on_gone)
+        conn, self._welcomed = self._say(door.Attach(os.getpid())), False
         self._attached = os.getpid(), conn, inode_of(conn.fileno())
+        self._watch(conn.fileno())
+
+    def _watch(self, number: int) -> None:
+        """Notice the agent's end while the program waits for something else.
+
+        A watcher that does not count: a program that waits in vain still learns of it.
+        """
+        self._watcher = gevent.get_hub().loop.io(number, 1, ref=False)
+        self._watcher.start(self._readable)
+
+    def _unwatch(self) -> None:
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None
+
+    def _readable(self) -> None:
+        """Its welcome, or its end; a forked child sees the end on its parent's connection."""
+        if self._attached is None:
+            return
+        _, conn, inode = self._attached
+        if self._is_open(conn, inode):
+            return
+        self._unwatch()
+        close_if(conn, inode)
+        self._attached = None
+        gevent.spawn(self.on_gone)
+
+    def _is_open(self, conn: _socket.socket, inode: int) -> bool:
+        """Return whether this is still our connection, and the agent's end of it is open."""
+        try:
+            if inode_of(conn.fileno()) != inode:
+                return False
+        except OSError:
+            return False
+        try:
+            said = conn.recv(len(door.WELCOME))
+        except BlockingIOError:
+            return True
+        except OSError:
+            said = b""
+        self._count(said == b"")
+        return said != b""
+
+    def _count(self, ended: bool) -> None:
+        """Learn from an agent that has ended, or from one that has said its welcome."""
+        if not ended:
+            self._welcomed, self._stillborn = True, 0
+        elif not self._welcomed:
+            self._stillborn += 1
+            if self._stillborn >= STILLBORN:
+                self._hopeless_until = time.monotonic() + HOPELESS_SECONDS
 
     def leave(self) -> None:
         """Let the agent go: this process asks nothing any more, unless it does."""
@@ -120,6 +194,8 @@ class Link:
 
     def _start(self) -> None:
         """Start the agent if its name is free; otherwise let the one who does get on."""
+        if time.monotonic() < self._hopeless_until:
+            raise AgentGone("none can be started")
         listening = door.bind(self.name)
         if listening is None:
             gevent.sleep(START_PAUSE)
@@ -127,22 +203,17 @@ class Link:
         try:
             door.spawn(listening, agent_environ(self.config))
         except OSError as error:
-            raise AgentGone(f"the agent cannot be started: {error}") from error
+            self._hopeless_until = time.monotonic() + HOPELESS_SECONDS
+            raise AgentGone(f"it cannot be started: {error}") from error
         finally:
             listening.close()
 
 
+def _nothing() -> None:
+    """Nobody has listeners to tell a new agent of."""
+
+
 def agent_environ(config: ClientConfig) -> dict[str, str]:
     """Return the whole environment of an agent."""
-    kept = ("GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
+    kept = (door.CLIENT_VARIABLE, "GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
     return {k: os.environ[k] for k in kept if k in os.environ} | to_environ(config)
-
-
-def _is_open(conn: _socket.socket, inode: int) -> bool:
-    """Return whether this is still our connection, and the agent's end of it is open."""
-    try:
-        return inode_of(conn.fileno()) == inode and conn.recv(1) != b""
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False

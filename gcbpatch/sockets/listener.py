@@ -9,67 +9,110 @@ from __future__ import annotations
 
 import _socket
 import os
+import posix
 import socket
 import time
+from typing import Any
 
-from ..addresses import Address
+from ..addresses import Address, is_wildcard, mapped
 from ..agent import door
 from ..wire.messages import Endpoint
+from .intake import Intake
 from .link import AgentGone, Link
-from .table import Names, Table, close_if, cookie_of, inode_of
+from .table import Names, Table, cookie_of
 
 FIND_INTERVAL = 1.0
 """Seconds between questions about a registration that was not there in time."""
 
-_MAPPED_NUDGE = "::ffff:" + door.NUDGE_HOST
+_NUDGES = (door.NUDGE_HOST, "::ffff:" + door.NUDGE_HOST)
+
+
+def is_nudge(address: Any) -> bool:
+    """Return whether a connection from there only says that the queue is not empty."""
+    return isinstance(address, tuple) and address[0] in _NUDGES
 
 
 class Listener:
     """One listening (or bound) socket of the program, shared by its dups and forks."""
 
-    def __init__(self, link: Link, bound: Address) -> None:
-        self.bound = bound
+    def __init__(self, link: Link, sock: _socket.socket) -> None:
+        self.bound: Address = _socket.socket.getsockname(sock)[:2]
         self.public: Address | None = None
         self._link = link
+        self._v6 = sock.family == socket.AF_INET6
+        self._cookie = cookie_of(sock)
         self._id = os.urandom(16)
-        self._listens = False
+        self._claim = b""
+        self._backlog: int | None = None
         self._asked = 0.0
-        self._queue: _socket.socket | None = None
-        self._queue_inode = 0
+        self._intake: Intake | None = None
 
-    def register(self, sock: _socket.socket, listens: bool) -> None:
-        """Get an identity. Raises OSError when the broker or gateway refuses one.
+    # --- registration
 
-        Without an agent, or with a broker that does not answer, the socket stays what the
-        kernel made of it.
+    def register(self, backlog: int | None) -> None:
+        """Get an identity; ``backlog`` is None while the socket is only bound.
+
+        Raises OSError when the broker or gateway refuses one. Without an agent, or with a
+        broker that does not answer, the socket stays what the kernel made of it.
         """
-        ours, agents = _socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        ours.setblocking(False)
-        message = door.Listen(
-            self._id, cookie_of(sock), Endpoint.of(self.bound), self.bound[1], listens
-        )
+        self._backlog = backlog
         try:
-            answer = self._link.ask(message, (agents.fileno(),))
+            intake = Intake.new()
+        except OSError as error:
+            # The kernel's listen() needs no descriptor, and so it may not fail for want of one.
+            self._link.warn_once("no queue: %s", error.strerror)
+            return
+        try:
+            answer = self._link.ask(self._message(), intake.descriptors)
         except AgentGone as error:
-            ours.close()
+            intake.close()
             self._link.warn_once("no agent: %s", error)
             return
-        finally:
-            agents.close()
-        self._queue, self._listens = ours, listens
-        self._queue_inode = inode_of(ours.fileno())
+        self._intake = intake
         self._take(answer)
 
-    def listened(self) -> None:
-        """The socket that was registered when it was only bound listens now."""
-        if self._listens or self._queue is None:
-            return
-        self._listens = True
-        self._ask(door.Ready(self._id))
+    def _message(self) -> door.Listen:
+        return door.Listen(
+            self._id,
+            self._cookie,
+            Endpoint.of(self.bound),
+            self.bound[1],
+            self._backlog is not None,
+            self._backlog or 0,
+            Endpoint.of(self.public) if self.public else None,
+            self._claim,
+        )
+
+    def again(self) -> None:
+        """The agent is another one: tell it of us, with what is ours by claim."""
+        if self._intake is not None and self._intake.is_whole():
+            self._ask(self._message(), self._intake.descriptors)
+
+    @classmethod
+    def adopted(cls, link: Link, sock: _socket.socket) -> Listener | None:
+        """Return the listener that an inherited socket is; None if the agent knows of none.
+
+        Raises AgentGone.
+        """
+        one = cls(link, sock)
+        answer, fds = link.ask_for_descriptors(door.Adopt(one._cookie))
+        if len(fds) != 2:
+            door.close_all(fds)
+            return None
+        one._id, one._backlog = answer.listener, socket.SOMAXCONN
+        one._intake = Intake.of(*(_socket.socket(fileno=fd) for fd in fds))
+        one._take(answer)
+        return one
+
+    def listened(self, backlog: int) -> None:
+        """listen() on a socket that was registered already, when bound or with a backlog."""
+        if self._intake is not None:
+            self._backlog = backlog
+            self._ask(door.Ready(self._id, backlog))
 
     def forget(self) -> None:
         """The socket connects: it was no listener, only bound and asked for its name."""
-        if self._queue is None or self._listens:
+        if self._intake is None or self._backlog is not None:
             return
         try:
             self._link.ask(door.Forget(self._id))
@@ -77,55 +120,97 @@ class Listener:
             self._link.warn_once("no agent to forget %s", self.bound)
         self.release()
 
-    def identity(self) -> Address | None:
-        """Return the public address; asks again, now and then, while there is none."""
-        now = time.monotonic()
-        if self.public is None and self._queue and now - self._asked >= FIND_INTERVAL:
-            self._ask(door.Find(self._id))
-        return self.public
-
-    def _ask(self, message: door.DoorMessage) -> None:
+    def _ask(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> None:
         try:
-            self._take(self._link.ask(message))
+            self._take(self._link.ask(message, fds))
         except AgentGone as error:
             self._link.warn_once("no agent: %s", error)
 
     def _take(self, answer: door.Listening) -> None:
         self._asked = time.monotonic()
         if answer.public is not None:
-            self.public = answer.public.address
+            self.public, self._claim = answer.public.address, answer.claim
         elif answer.error:
             self.release()
             raise OSError(answer.error, f"{os.strerror(answer.error)} ({answer.reason})")
         else:
             self._link.warn_once("not registered: %s", answer.reason)
 
-    def accepted(self, fd: int, address: Address, table: Table) -> tuple[int, Address] | None:
+    # --- names
+
+    def identity(self) -> Any:
+        """Return the public address; asks again, now and then, while there is none.
+
+        None while there is none, and where names stay the kernel's.
+        """
+        if self._keeps_names:
+            return None
+        now = time.monotonic()
+        if self.public is None and self._intake and now - self._asked >= FIND_INTERVAL:
+            self._ask(door.Find(self._id))
+        return self.public and self._shaped(self.public)
+
+    @property
+    def _keeps_names(self) -> bool:
+        return self._link.config.identity == "local"
+
+    def _shaped(self, address: Address) -> Any:
+        """An address as a socket of this family has it."""
+        return mapped(address) if self._v6 else address
+
+    def _local_name(self, sock: _socket.socket) -> Any:
+        """What getsockname() of an accepted socket says: the listener's own name."""
+        if not self._keeps_names:
+            return self.public and self._shaped(self.public)
+        host, port = self.bound
+        return self._shaped((sock.getsockname()[0] if is_wildcard(host) else host, port))
+
+    # --- accept
+
+    def accepted(self, fd: int, address: Any, table: Table) -> tuple[int, Any] | None:
         """Return what accept() should return for a connection of the kernel's.
 
         None when it was a nudge for a connection that a sibling process has taken.
         """
-        if address[0] in (door.NUDGE_HOST, _MAPPED_NUDGE) and self._queue is not None:
-            os.close(fd)
-            got = door.pop(self._queue)
+        if is_nudge(address):
+            posix.close(fd)
+            got = self._pop()
             if got is None:
                 return None
-            fd, address = got[0], got[1].peer.address
-            self._name(fd, Names(self.public, address), table)
-        elif self.public is not None:
-            self._name(fd, Names(self.public, None), table)
+            fd, address = got[0], self._shaped(got[1].peer.address)
+            self._name(fd, address, table)
+        elif self.public is not None and not self._keeps_names:
+            self._name(fd, None, table)
         return fd, address
 
-    def _name(self, fd: int, names: Names, table: Table) -> None:
+    def _pop(self) -> tuple[int, door.Arrival] | None:
+        if self._intake is None or not self._intake.is_whole():
+            self._fetch_intake()
+        return self._intake.pop() if self._intake is not None else None
+
+    def _fetch_intake(self) -> None:
+        """The program closed descriptors that it had not opened: the agent has the queue, too."""
+        self.release()
+        try:
+            _, fds = self._link.ask_for_descriptors(door.Adopt(self._cookie))
+        except AgentGone as error:
+            self._link.warn_once("no agent: %s", error)
+            return
+        if len(fds) == 2:
+            self._intake = Intake.of(*(_socket.socket(fileno=fd) for fd in fds))
+        else:
+            door.close_all(fds)
+
+    def _name(self, fd: int, peer: Any, table: Table) -> None:
         os.set_blocking(fd, False)
         sock = _socket.socket(fileno=fd)
         try:
-            table.put(sock, names)
+            table.put(sock, Names(self._local_name(sock), peer))
         finally:
             sock.detach()
 
     def release(self) -> None:
-        """The socket is gone from this process: give up our end of its queue."""
-        if self._queue is not None:
-            close_if(self._queue, self._queue_inode)
-            self._queue = None
+        """The socket is gone from this process: give up our hold on its queue."""
+        if self._intake is not None:
+            self._intake.close()
+            self._intake = None

@@ -110,7 +110,7 @@ class Pending:
         where = format_address(self._target)
         if fds:
             log.info("connected to %s: %s, %.1f ms", where, answer.path, answer.milliseconds)
-            self._finish_with(_raw(fileno=fds[0]))
+            self._finish_with(_raw(fileno=fds[0]), answer.port)
         elif answer.kernel is not None:
             log.info("connecting to %s: %s %s", where, answer.path, answer.reason)
             self._connect_in_kernel(answer.kernel.address)
@@ -135,13 +135,16 @@ class Pending:
             self.names = Names(None, self._target)
         self._finish(error)
 
-    def _finish_with(self, sock: _socket.socket) -> None:
-        """Put a connection of the agent's in the place of the program's own socket."""
+    def _finish_with(self, sock: _socket.socket, port: int) -> None:
+        """Put a connection of the agent's in the place of the program's own socket.
+
+        ``port`` is the one that the listener sees: the connection's own need not be.
+        """
         sock.setblocking(False)
         carry_options(self._original, sock)
         self._original.close()
         self._original = sock
-        self.names = Names(None, self._target)
+        self.names = Names((sock.getsockname()[0], port), self._target)
         self._finish(0)
 
     def _is_ours(self) -> bool:

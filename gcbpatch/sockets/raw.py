@@ -15,7 +15,8 @@ from typing import Any
 
 from gevent._socket3 import _wrefsocket
 
-from ..addresses import is_loopback
+from ..addresses import is_loopback, is_wildcard, mapped, unmapped
+from ..routes import Way
 from .connector import Connector
 from .link import AgentGone, Link
 from .listener import Listener
@@ -39,6 +40,15 @@ class Layer:
         """Begin to work for ``link``, or not at all with None."""
         self.link = link
         self.connector = Connector(link) if link is not None else None
+        if link is not None:
+            link.on_gone = self.listen_again
+
+    def listen_again(self) -> None:
+        """The agent died: the next one learns of every listener that is left here."""
+        self.table.prune()
+        for state in self.table.states():
+            if isinstance(state, Listener):
+                state.again()
 
     def leave(self) -> None:
         """Begin to work for nobody: the program is no longer patched."""
@@ -50,9 +60,21 @@ class Layer:
 
 LAYER = Layer()
 
+
+DEFAULT_BACKLOG = min(socket.SOMAXCONN, 128)
+"""What listen() means without an argument (CPython's socketmodule)."""
+
+_INET = (socket.AF_INET, socket.AF_INET6)
 _BOUND = "bound"
 """State of a socket that the program has bound, and nothing else yet: it may become a listener."""
+_KERNELS = "kernel's"
+"""State of a listening socket that is the kernel's alone."""
 _TCP_CLOSE = 7
+
+
+def _is_ours(host: Any) -> bool:
+    """Return whether ``host`` is that of a public address of ours."""
+    return isinstance(host, str) and unmapped(host) in LAYER.hosts
 
 
 class Raw(_wrefsocket):
@@ -69,7 +91,7 @@ class Raw(_wrefsocket):
 
     def bind(self, address: Any) -> None:
         """Bind; a public host of ours means all addresses of this host."""
-        if LAYER.hosts and isinstance(address, tuple) and address and address[0] in LAYER.hosts:
+        if LAYER.hosts and isinstance(address, tuple) and address and _is_ours(address[0]):
             address = ("", *address[1:])
         super().bind(address)
         if self._state is None and LAYER.link is not None:
@@ -78,27 +100,68 @@ class Raw(_wrefsocket):
     def listen(self, *args: Any) -> None:
         """Listen, and get a public identity where a broker or gateway is configured."""
         super().listen(*args)
+        backlog = max(args[0], 0) if args else DEFAULT_BACKLOG
         if isinstance(self._state, Listener):
-            self._state.listened()
-        elif self._state in (None, _BOUND):
-            self._register(True)
+            self._state.listened(backlog)
+        elif LAYER.link is not None and self._state in (None, _BOUND, _KERNELS):
+            self._register(LAYER.link, backlog)
 
-    def _register(self, listens: bool) -> None:
-        link = LAYER.link
-        if link is None or self.family != socket.AF_INET or not self.type & socket.SOCK_STREAM:
+    def _register(self, link: Link, backlog: int | None) -> None:
+        if not self._wants_identity(link):
+            self._state = _KERNELS
             return
-        bound = _base.getsockname(self)
-        if not bound[1] or is_loopback(bound[0]):
-            return
-        listener = Listener(link, bound)
-        listener.register(self, listens)
+        listener = Listener(link, self)
+        listener.register(backlog)
+        self._keep(link, listener)
+
+    def _keep(self, link: Link, listener: Listener) -> None:
         self._state = listener
         LAYER.table.put(self, listener)
         if listener.public is not None:
-            LAYER.hosts.add(listener.public[0])
+            self._note_host(link, listener.public[0])
+
+    def _wants_identity(self, link: Link) -> bool:
+        """Whether such a socket gets a public address: TCP, bound, reached by IPv4."""
+        if not self.type & socket.SOCK_STREAM or not self._takes_ipv4():
+            return False
+        host, port = _base.getsockname(self)[:2]
+        way = link.config.routes.way(host)
+        usual = not is_loopback(host)
+        return port != 0 and (usual if way is None else way is not Way.KERNEL)
+
+    def _takes_ipv4(self) -> bool:
+        if self.family != socket.AF_INET6:
+            return self.family == socket.AF_INET
+        if _base.getsockopt(self, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            return False
+        host = _base.getsockname(self)[0]
+        return is_wildcard(host) or unmapped(host) != host
+
+    def _inherit(self, link: Link) -> None:
+        """A listening socket that another program made: known to the agent, or new here."""
+        if not self._wants_identity(link):
+            self._state = _KERNELS
+            return
+        try:
+            listener = Listener.adopted(link, self)
+        except AgentGone as error:
+            link.warn_once("no agent: %s", error)
+            self._state = _KERNELS
+            return
+        if listener is not None:
+            self._keep(link, listener)
+        else:
+            self._register(link, DEFAULT_BACKLOG)
+
+    def _note_host(self, link: Link, host: str) -> None:
+        """From now on this host means us, unless names shall stay as the kernel has them."""
+        if link.config.identity != "local" and not is_loopback(host):
+            LAYER.hosts.add(host)
 
     def _accept(self) -> tuple[int, Any]:
         while True:
+            if self._state is None and LAYER.link is not None:
+                self._inherit(LAYER.link)
             fd, address = super()._accept()
             if type(self._state) is not Listener:
                 return fd, address
@@ -111,27 +174,34 @@ class Raw(_wrefsocket):
         state = self._state
         if isinstance(state, Pending):
             return state.name()
-        if state is _BOUND and self._only_bound():
-            self._register(False)
+        if LAYER.link is not None and (state is _BOUND or state is None):
+            self._look_closer(LAYER.link, state)
             state = self._state
         name = super().getsockname()
-        if LAYER.link is None or LAYER.link.config.identity == "local":
+        if LAYER.link is None:
             return name
         if isinstance(state, Listener):
-            return self._identity(state) or name
+            return self._identity(LAYER.link, state) or name
         if isinstance(state, Names) and state.local is not None:
-            return state.local
+            name = state.local
         return self._connected_name(name)
 
-    def _identity(self, listener: Listener) -> Any:
+    def _look_closer(self, link: Link, state: Any) -> None:
+        """A name is asked for: of a socket about to be advertised, or an inherited listener?"""
+        if state is _BOUND and self._only_bound():
+            self._register(link, None)
+        elif state is None and _base.getsockopt(self, socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            self._inherit(link)
+
+    def _identity(self, link: Link, listener: Listener) -> Any:
         public = listener.identity()
         if public is not None:
-            LAYER.hosts.add(public[0])
+            self._note_host(link, unmapped(public[0]))
         return public
 
     def _only_bound(self) -> bool:
         """A bound stream socket whose name is asked for is about to be advertised."""
-        if not self.type & socket.SOCK_STREAM or self.family != socket.AF_INET:
+        if not self.type & socket.SOCK_STREAM or self.family not in _INET:
             return False
         info: bytes = _base.getsockopt(self, socket.IPPROTO_TCP, socket.TCP_INFO, 1)
         return info[0] == _TCP_CLOSE
@@ -145,9 +215,14 @@ class Raw(_wrefsocket):
 
     def _connected_name(self, name: Any) -> Any:
         """A connected socket of a program with an identity shows that host (FTP needs it)."""
-        if not LAYER.hosts or self.family != socket.AF_INET or is_loopback(name[0]):
+        if not LAYER.hosts or self.family not in _INET or is_loopback(name[0]):
             return name
-        return (min(LAYER.hosts), name[1]) if self._is_connected() else name
+        if _is_ours(name[0]) or not self._is_connected():
+            return name
+        if self.family == socket.AF_INET:
+            return min(LAYER.hosts), name[1]
+        # A connection by IPv6 proper has nothing to do with our IPv4 names.
+        return name if unmapped(name[0]) == name[0] else mapped((min(LAYER.hosts), name[1]))
 
     def getpeername(self) -> Any:
         """The peer as the program knows it."""
@@ -175,7 +250,7 @@ class Raw(_wrefsocket):
         if isinstance(state, Listener):
             state.forget()
             self._state = None
-        if state is _BOUND:
+        if state is _BOUND or state is _KERNELS:
             self._state = None
         connector = LAYER.connector
         if connector is None or self.family != socket.AF_INET:
@@ -188,7 +263,7 @@ class Raw(_wrefsocket):
         if self._is_connected():
             return errno.EISCONN
         try:
-            conn = connector.begin(address)
+            conn = connector.begin(address, _base.getsockname(self)[1])
         except AgentGone as error:
             connector.link.warn_once("no agent: %s", error)
             return super().connect_ex(address)

@@ -87,6 +87,10 @@ class Table:
             return None
         return entry[1]
 
+    def states(self) -> list[Any]:
+        """Return what is known, of all sockets."""
+        return [state for _, state in self._entries.values()]
+
     def prune(self) -> None:
         """Drop the entries of sockets that this process holds no longer."""
         here = _inodes_here()

@@ -188,7 +188,11 @@ class Unregister(Message, frozen=True):
 
 
 class Connect(Message, frozen=True):
-    """Ask the broker to arrange a connection to the proxy address ``target``."""
+    """Ask the broker to arrange a connection to the proxy address ``target``.
+
+    ``port`` is the port by which the connector wants to be known to the listener, since it
+    is not known yet which connection will be taken; 0 leaves it to the broker.
+    """
 
     client: Id
     cookie: Short
@@ -196,6 +200,7 @@ class Connect(Message, frozen=True):
     protocol: Protocol
     local: Endpoints
     network: Network
+    port: Port = 0
 
 
 class ConnectReply(Message, frozen=True):
@@ -209,7 +214,8 @@ class ConnectReply(Message, frozen=True):
 class Call(Message, frozen=True):
     """Broker to the listener's agent: somebody wants to connect to ``listener``.
 
-    ``peer`` is the connector's address as the broker saw it. With ``commit`` the listener
+    ``peer`` is the connector's address as the broker saw it, with the port that it wished
+    to be known by. With ``commit`` the listener
     hands over the one connection on which the connector says GO; without it (an ordinary
     connector) the joined half is handed over at once.
     """

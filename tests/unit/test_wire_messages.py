@@ -100,6 +100,7 @@ NUMBERS = [
     (Command.REGISTER, Q, "wished", 0, 65535),
     (Command.HELLO, R, "relay_port", 0, 65535),
     (Command.REGISTER, Q, "protocol", 6, 17),
+    (Command.CONNECT, Q, "port", 0, 65535),
     (Command.CONNECT, Q, "protocol", 6, 17),
     (Command.FORWARD, Q, "protocol", 6, 17),
     (Command.QUERY, Q, "protocol", 6, 17),

@@ -1,0 +1,238 @@
+"""How a brokered connection gets into a program: queue, nudge, and a bridge for strangers.
+
+The connection goes into the listener's queue, an AF_UNIX pair that all processes of the
+program share, and a connect from a reserved loopback address (the nudge) makes the kernel
+report the program's own listening socket readable: no poller is ever fooled. A patched
+program closes the nudge and takes the queue's head. A program that is not patched keeps the
+nudge, thinking that it is its client: then the agent takes the head and bridges the two.
+
+No more connections are on their way than the listener's backlog lets the kernel hold. It
+must never lose or reorder what is in the queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from ..addresses import Address, format_address
+from . import sockdiag, streams
+from .bridge import bridge
+from .door import NUDGE_HOST, Arrival, Endpoint, pop, push
+
+log = logging.getLogger("gcbpatch.agent")
+
+NUDGE_SECONDS = 0.5
+LOOK_SECONDS = 0.1
+"""How long a patched program may hold a nudge at most: it closes it right after accept()."""
+MOST_LOOK_SECONDS = 1.0
+
+
+def most_backlog() -> int:
+    """Return what the kernel cuts every backlog down to (net.core.somaxconn)."""
+    return int(Path("/proc/sys/net/core/somaxconn").read_text())
+
+
+class Room:
+    """The places of a backlog: as many connections as the kernel would hold, and one more."""
+
+    def __init__(self, backlog: int) -> None:
+        self._backlog = backlog
+        self._taken = 0
+        self._changed = asyncio.Condition()
+
+    async def allow(self, backlog: int) -> None:
+        """listen() was called with another backlog."""
+        async with self._changed:
+            self._backlog = backlog
+            self._changed.notify_all()
+
+    async def take(self) -> None:
+        """Wait for a place and take it: that is how long a kernel's connect waits, too."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._taken <= self._backlog)
+            self._taken += 1
+
+    async def give(self) -> None:
+        """Give a place back."""
+        async with self._changed:
+            self._taken -= 1
+            self._changed.notify_all()
+
+
+class Delivery:
+    """The way into one listener. ``target`` is where its socket is reached from this host."""
+
+    def __init__(
+        self, target: Address, take: socket.socket, put: socket.socket, backlog: int
+    ) -> None:
+        self.target = target
+        self.ends = take, put
+        self._room = Room(min(backlog, most_backlog()))
+        self._running: set[asyncio.Task[None]] = set()
+        self._done: Callable[[], None] | None = None
+        for end in self.ends:
+            end.setblocking(False)
+
+    def allow(self, backlog: int) -> None:
+        """Hold as many connections as this backlog allows from now on."""
+        self._run(self._room.allow(min(backlog, most_backlog())))
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> Any:
+        """A place in the backlog, waited for; deliver() keeps it for the connection."""
+        await self._room.take()
+        kept: list[bool] = []
+        try:
+            yield kept
+        finally:
+            if not kept:
+                await self._room.give()
+
+    def deliver(self, sock: socket.socket, peer: Address, kept: list[bool]) -> bool:
+        """Put a connection into the queue and nudge; False (and RST) if it is full or gone."""
+        nudge = _nudge_socket()
+        try:
+            push(self.ends[1], Arrival(nudge.getsockname()[1], Endpoint.of(peer)), sock.fileno())
+        except OSError:
+            nudge.close()
+            streams.reset(sock)
+            return False
+        sock.close()
+        kept.append(True)
+        self._run(self._nudge_and_bridge(nudge, self._room.give))
+        return True
+
+    def resume(self) -> None:
+        """A former agent may have died between push and nudge; one nudge too many is harmless."""
+        self._run(self._nudge_and_bridge(_nudge_socket(), _nothing))
+
+    def close(self, done: Callable[[], None]) -> None:
+        """The listener is gone; call ``done`` when there is nothing more to carry for it.
+
+        What was accepted before its end, by a program that is not patched, is bridged.
+        """
+        self._done = done
+        if not self._running:
+            self._finish()
+
+    def _finish(self) -> None:
+        """Reset what nobody will take, as the kernel does."""
+        while (got := pop(self.ends[0])) is not None:
+            streams.reset(socket.socket(fileno=got[0]))
+        for end in self.ends:
+            end.close()
+        assert self._done is not None
+        self._done()
+
+    def _run(self, step: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(step)
+        self._running.add(task)
+        task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            log.error("delivering a connection failed", exc_info=task.exception())
+        if self._done is not None and not self._running:
+            self._finish()
+
+    async def _nudge_and_bridge(
+        self, nudge: socket.socket, taken: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Nudge; say ``taken``; and if a program that is not patched has it, be its client."""
+        try:
+            kept = await self._nudge(nudge)
+        finally:
+            await taken()
+        if kept is not None:
+            with kept:
+                await self._bridge(kept)
+
+    async def _nudge(self, nudge: socket.socket) -> socket.socket | None:
+        """Make the listener readable, and keep at it until the nudge was accepted.
+
+        Returns the nudge if who accepted it keeps it. A full backlog drops SYNs, and the
+        kernel sends them again ever more seldom: a fresh nudge is quicker.
+        """
+        while not await _connected(nudge, self.target):
+            nudge.close()
+            if self._done is not None:
+                return None
+            nudge = _nudge_socket()
+        if await _let_go(nudge, self.target):
+            nudge.close()
+            return None
+        return nudge
+
+    async def _bridge(self, nudge: socket.socket) -> None:
+        got = pop(self.ends[0])
+        if got is None:
+            return
+        log.info("bridging a connection to a program that is not patched")
+        with socket.socket(fileno=got[0]) as sock:
+            sock.setblocking(False)
+            await bridge(nudge, sock)
+
+
+async def _nothing() -> None:
+    """No place in the backlog was taken."""
+
+
+def _nudge_socket() -> socket.socket:
+    sock = socket.socket()
+    try:
+        sock.setblocking(False)
+        sock.bind((NUDGE_HOST, 0))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+async def _connected(nudge: socket.socket, target: Address) -> bool:
+    """Connect; False if the backlog is full, True also if nobody listens any more."""
+    try:
+        async with asyncio.timeout(NUDGE_SECONDS):
+            await asyncio.get_running_loop().sock_connect(nudge, target)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True  # the listener is gone: the kernel will tell of its end
+    return True
+
+
+async def _let_go(nudge: socket.socket, target: Address) -> bool:
+    """Wait until the nudge is closed by who accepted it; False if it is kept or spoken on."""
+    pause, accepted = LOOK_SECONDS, False
+    while True:
+        try:
+            async with asyncio.timeout(pause):
+                await streams.readable(nudge)
+            return _is_closed(nudge)
+        except TimeoutError:
+            if accepted:
+                return False
+        # Only what is accepted stands on a file: a nudge in the backlog may wait for minutes.
+        accepted = _is_accepted(target, nudge)
+        pause = LOOK_SECONDS if accepted else min(2 * pause, MOST_LOOK_SECONDS)
+
+
+def _is_accepted(target: Address, nudge: socket.socket) -> bool:
+    try:
+        return sockdiag.is_accepted(target, nudge.getsockname())
+    except OSError as error:
+        log.warning("cannot see who accepts at %s: %s", format_address(target), error)
+        return False
+
+
+def _is_closed(nudge: socket.socket) -> bool:
+    try:
+        return nudge.recv(1, socket.MSG_PEEK) == b""
+    except OSError:
+        return True

@@ -1,0 +1,1 @@
+"""What the layer costs, as ratios to plain gevent: `python -m tests.bench`."""
