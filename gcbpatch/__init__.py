@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["patch_all"]
+__all__ = ["patch_all", "unpatch_all"]
 
 
 def patch_all(**settings: Any) -> None:
@@ -19,3 +19,10 @@ def patch_all(**settings: Any) -> None:
     from .patching import patch_all as patch
 
     patch(**settings)
+
+
+def unpatch_all() -> None:
+    """Take back what patch_all did, for tests; see gcbpatch.patching.unpatch_all."""
+    from .patching import unpatch_all as unpatch
+
+    unpatch()

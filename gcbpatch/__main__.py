@@ -16,10 +16,11 @@ USAGE = "usage: python -m gcbpatch PROGRAM [ARG ...] | -m MODULE [ARG ...]"
 
 
 def run(arguments: list[str]) -> None:
-    """Patch this process and run a program or module as __main__ in it."""
-    from . import patch_all
+    """Patch this process and its Python subprocesses; run a program or module as __main__."""
+    from .patching import patch_all, reach_subprocesses
 
     patch_all()
+    reach_subprocesses()
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         sys.path[0] = os.getcwd()

@@ -214,6 +214,13 @@ class Link:
             if self._stillborn >= STILLBORN:
                 self._hopeless_until = time.monotonic() + HOPELESS_SECONDS
 
+    def leave(self) -> None:
+        """Let the agent go: this process asks nothing any more, unless it does."""
+        if self._attached is not None:
+            _, conn, inode = self._attached
+            self._attached = None
+            close_if(conn, inode)
+
     def _connect(self) -> _socket.socket:
         for _ in range(START_TRIES):
             try:

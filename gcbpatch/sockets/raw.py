@@ -67,6 +67,13 @@ class Layer:
         for listener in self._listeners():
             listener.again()
 
+    def leave(self) -> None:
+        """Begin to work for nobody: the program is no longer patched."""
+        if self.link is not None:
+            self.link.leave()
+        self.configure(None)
+        self.hosts.clear()
+
 
 LAYER = Layer()
 # They cannot be taken back, and do nothing without a link.
