@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from . import children, closing, connection, resource_sharer, running_loop, semaphores
+from . import children, closing, connection, joining, resource_sharer, running_loop, semaphores
 from .journal import Journal
 from .late import Late
 
@@ -21,6 +21,7 @@ MENDS: dict[str, Callable[[ModuleType, Journal], None]] = {
     "multiprocessing.synchronize": semaphores.mend,
     "multiprocessing.resource_sharer": resource_sharer.mend,
     "multiprocessing.spawn": children.mend,
+    "multiprocessing.popen_fork": joining.mend,
 }
 """Which module is mended by what; tests take one out to show what it is for."""
 
