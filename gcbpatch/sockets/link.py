@@ -173,13 +173,6 @@ class Link:
         """The loop runs again, in a forked child: its parent may end before the agent does."""
         gevent.spawn(self.on_fork)
 
-    def attend(self) -> None:
-        """Be attached, in this process. The program goes on if that cannot be."""
-        try:
-            self._attach()
-        except AgentGone as error:
-            self.warn_once("no agent: %s", error)
-
     def _readable(self) -> None:
         """Its welcome, or its end; a forked child sees the end on its parent's connection."""
         if self._attached is None:

@@ -44,9 +44,12 @@ class Layer:
             link.on_gone, link.on_fork = self.listen_again, self.attend
 
     def attend(self) -> None:
-        """In a forked child: be there for the listeners, should their parent end."""
-        if self.link is not None and self._listeners():
-            self.link.attend()
+        """In a forked child: be there for the listeners, should their parent end.
+
+        The agent that they were registered with may be gone already.
+        """
+        if self.link is not None:
+            self.listen_again()
 
     def _listeners(self) -> list[Listener]:
         self.table.prune()
