@@ -13,6 +13,7 @@ from typing import Any
 
 from ..addresses import Address
 
+_INT_RANGE = 2**31
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -26,7 +27,9 @@ def resolved(sock: _socket.socket, address: Any) -> Any:
     host = address[0]
     if host in ("", "<broadcast>") or _is_literal(sock.family, host):
         return address
-    found = str(_socket.getaddrinfo(host, None, sock.family)[0][4][0])
+    # As bytes, since the kernel's layer takes ASCII as it is, and only the rest for IDNA.
+    name = host.encode("ascii") if host.isascii() else host
+    found = str(_socket.getaddrinfo(name, None, sock.family)[0][4][0])
     # A scope would be lost here; only a mapped address is of any use to the layer.
     is_v6 = sock.family == socket.AF_INET6
     return address if is_v6 and not _unmapped(found) else (found, *address[1:])
@@ -48,7 +51,9 @@ def _is_pair(sock: _socket.socket, address: Any) -> bool:
     if sock.family not in _FAMILIES or not isinstance(address, tuple):
         return False
     most = 2 if sock.family == socket.AF_INET else 4
-    return 2 <= len(address) <= most and hasattr(address[1], "__index__")
+    if not 2 <= len(address) <= most or not hasattr(address[1], "__index__"):
+        return False
+    return -_INT_RANGE <= operator.index(address[1]) < _INT_RANGE
 
 
 def _is_literal(family: int, host: str) -> bool:
