@@ -26,7 +26,7 @@ PRELUDE = """
 import contextlib, errno, os, re, signal, struct, sys
 BROKERED = "GCB_BROKER" in os.environ
 if "UNPATCHED" not in os.environ:
-    import gcbpatch; gcbpatch.patch_all()
+    import gcbpatch; gcbpatch.patch_all(**eval(f"dict({os.environ.get('PATCH', '')})"))
 import select, selectors, socket, threading, time
 from socket import SOL_SOCKET, SO_ERROR, SO_LINGER
 
