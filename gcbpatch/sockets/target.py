@@ -14,6 +14,8 @@ from typing import Any
 from ..addresses import Address
 
 _INT_RANGE = 2**31
+_NO_LITERALS = ("", "<broadcast>")
+"""What the socket module takes for a host though it is neither an address nor a name."""
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
@@ -25,7 +27,7 @@ def resolved(sock: _socket.socket, address: Any) -> Any:
     if not _is_pair(sock, address) or not isinstance(address[0], str):
         return address
     host = address[0]
-    if host in ("", "<broadcast>") or _is_literal(sock.family, host):
+    if host in _NO_LITERALS or _is_literal(sock.family, host):
         return address
     # As bytes, since the kernel's layer takes ASCII as it is, and only the rest for IDNA.
     name = host.encode("ascii") if host.isascii() else host
@@ -40,6 +42,8 @@ def plain(sock: _socket.socket, address: Any) -> Address | None:
     if not _is_pair(sock, address) or not isinstance(address[0], str):
         return None
     host = address[0]
+    if host in _NO_LITERALS:
+        return None
     if sock.family == socket.AF_INET6:
         host = _unmapped(host)
         if not host or sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
