@@ -52,7 +52,10 @@ class Placeholder:
         replace(number, self._end.fileno())
 
     def wake(self) -> None:
-        """Wake whoever polls this in the kernel by himself: readable and writable it is now."""
+        """Wake whoever polls this in the kernel by himself: readable and writable it is now.
+
+        poll() and select() then look at the number afresh, an epoll at this.
+        """
         with contextlib.suppress(BlockingIOError):
             while self._other.recv(65536):
                 pass

@@ -8,8 +8,11 @@ A program is a piece of text. It finds `say(...)`, `error_of(call, ...)`, `liste
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
+import re
+import signal
 import subprocess
 import sys
 import textwrap
@@ -110,7 +113,17 @@ def brokered(program: str, broker: Broker, log: Path, **environ: str) -> str:
         "GCB_LOG": "INFO",
         "GCB_LOG_FILE": str(log),
     }
-    return told(program, **(settings | environ))
+    try:
+        return told(program, **(settings | environ))
+    finally:
+        _go_on(log)
+
+
+def _go_on(log: Path) -> None:
+    """Let agents end that a program held and could not let go, because it failed."""
+    for pid in re.findall(r"agent\[(\d+)\]", log.read_text() if log.exists() else ""):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGCONT)
 
 
 def same(program: str, broker: Broker, log: Path) -> str:

@@ -108,6 +108,29 @@ for name, wait in WAYS.items():
     assert said.count("[True] 0") == 8
 
 
+def test_a_native_epoll_that_only_waits_to_read_is_not_forgotten(
+    broker: Broker, tmp_path: Path
+) -> None:
+    said = brokered(
+        POLLERS
+        + """
+pair(listening())
+with held() as listener:
+    sock = starting(listener.getsockname())
+    seen, thread = meanwhile(WAYS["native epoll"], sock, True)
+    say(seen)
+far, _ = listener.accept()
+thread.join()
+say(seen, error_of(sock.recv, 10))
+far.sendall(b"x")
+say(WAYS["native epoll"](sock, True), sock.recv(10))
+""",
+        broker,
+        tmp_path / "log",
+    )
+    assert said == "[]\n[True] BlockingIOError EAGAIN\nTrue b'x'\n"
+
+
 def test_a_refused_connect_tells_every_poller(broker: Broker, tmp_path: Path) -> None:
     same(
         POLLERS
@@ -284,3 +307,61 @@ def test_real_threads_each_with_a_hub_of_its_own(broker: Broker, tmp_path: Path)
         PATCH="thread=False",
     )
     assert said == "True\nTrue\n"
+
+
+def test_asyncio(broker: Broker, tmp_path: Path) -> None:
+    same(
+        """
+        import asyncio
+        async def echo(reader, writer):
+            while line := await reader.readline():
+                writer.write(line.upper())
+                await writer.drain()
+            writer.close()
+        class Shout(asyncio.Protocol):
+            def connection_made(self, transport):
+                self.transport = transport
+                transport.write(b"welcome")
+            def data_received(self, data):
+                self.transport.write(data * 2)
+        async def client(address, number):
+            reader, writer = await asyncio.open_connection(*address)
+            line = b"%d " % number + b"x" * 30000 + b"\\n"
+            writer.write(line)
+            got = await reader.readline()
+            same = writer.get_extra_info("peername") == address
+            writer.close()
+            await writer.wait_closed()
+            return same and got == line.upper()
+        async def main():
+            loop = asyncio.get_running_loop()
+            async with await asyncio.start_server(echo, "127.0.0.1", 0) as server:
+                address = server.sockets[0].getsockname()
+                say(await asyncio.gather(*(client(address, n) for n in range(10))))
+            server = await loop.create_server(Shout, "127.0.0.1", 0)
+            sock = socket.socket()
+            sock.setblocking(False)
+            await loop.sock_connect(sock, server.sockets[0].getsockname())
+            say(await loop.sock_recv(sock, 100))
+            await loop.sock_sendall(sock, b"abc")
+            say(await loop.sock_recv(sock, 100))
+            sock.close()
+            server.close()
+            listener = listening()
+            listener.setblocking(False)
+            near = socket.socket()
+            near.setblocking(False)
+            (far, peer), _ = await asyncio.gather(
+                loop.sock_accept(listener), loop.sock_connect(near, listener.getsockname()))
+            say(peer == near.getsockname())
+            address = listener.getsockname()
+            listener.close()
+            try:
+                await asyncio.open_connection(*address)
+            except OSError as error:
+                say(type(error).__name__)
+        asyncio.run(main())
+        """,
+        broker,
+        tmp_path / "log",
+    )

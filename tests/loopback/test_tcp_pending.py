@@ -220,7 +220,10 @@ def test_all_that_are_one_socket_get_the_connection(broker: Broker, tmp_path: Pa
             with held() as listener:
                 sock = socket.socket()
                 def twins():
-                    return [sock.dup(), socket.fromfd(sock.fileno(), sock.family, sock.type)]
+                    ours, theirs = socket.socketpair()
+                    socket.send_fds(ours, [b"x"], [sock.fileno()])
+                    passed = socket.recv_fds(theirs, 1, 1)[1][0]
+                    return [sock.dup(), socket.socket(fileno=passed)]
                 made = twins() if when == "before connect" else []
                 starting(listener.getsockname(), sock)
                 made = made or twins()
