@@ -78,7 +78,9 @@ def replace(number: int, fd: int) -> None:
     os.dup2(fd, number, inheritable=os.get_inheritable(number))
     watcher = hub.loop.io(number, 3)
     watcher.start(lambda: None)
-    hub.loop.run_callback(_end, watcher)
+    # At once, not in a callback: the number may be closed by then, and libev aborts for that.
+    watcher.stop()
+    watcher.close()
 
 
 def _unwatch(loop: Any, number: int) -> None:
@@ -92,7 +94,3 @@ def _unwatch(loop: Any, number: int) -> None:
     finally:
         epoll.close()
 
-
-def _end(watcher: Any) -> None:
-    watcher.stop()
-    watcher.close()

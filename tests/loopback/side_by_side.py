@@ -47,6 +47,9 @@ def listening(host="127.0.0.1", **options):
     listener.settimeout(30)
     return listener
 
+# Where nobody listens. A brokered listener that was just closed may be called a little longer.
+REFUSING = "127.0.0.1", 1
+
 def pair(listener):
     near = socket.create_connection(listener.getsockname())
     far, _ = listener.accept()

@@ -137,9 +137,7 @@ def test_a_refused_connect_tells_every_poller(broker: Broker, tmp_path: Path) ->
         + """
 pair(listening())
 for name, wait in WAYS.items():
-    with listening() as gone:
-        address = gone.getsockname()
-    sock = starting(address)
+    sock = starting(REFUSING)
     say(name, wait(sock, False), errno.errorcode[sock.getsockopt(SOL_SOCKET, SO_ERROR)])
 """,
         broker,
@@ -354,10 +352,8 @@ def test_asyncio(broker: Broker, tmp_path: Path) -> None:
             (far, peer), _ = await asyncio.gather(
                 loop.sock_accept(listener), loop.sock_connect(near, listener.getsockname()))
             say(peer == near.getsockname())
-            address = listener.getsockname()
-            listener.close()
             try:
-                await asyncio.open_connection(*address)
+                await asyncio.open_connection(*REFUSING)
             except OSError as error:
                 say(type(error).__name__)
         asyncio.run(main())

@@ -122,22 +122,19 @@ def test_a_refused_connect_is_told_once_and_the_socket_may_try_again(
     same(
         """
         pair(listening())
-        def refusing():
-            with listening() as gone:
-                return gone.getsockname()
         def failed():
-            sock = starting(refusing())
+            sock = starting(REFUSING)
             assert writable(sock)
             return sock
         say("SO_ERROR", errno.errorcode[failed().getsockopt(SOL_SOCKET, SO_ERROR)])
-        say("connect_ex", errno.errorcode[failed().connect_ex(refusing())])
+        say("connect_ex", errno.errorcode[failed().connect_ex(REFUSING)])
         for use in (lambda s: s.send(b"x"), lambda s: s.recv(1), lambda s: s.getpeername()):
             sock = failed()
             say(error_of(use, sock))
         sock = socket.socket()
-        say("blocking", error_of(sock.connect, refusing()))
+        say("blocking", error_of(sock.connect, REFUSING))
         sock = failed()
-        say(errno.errorcode[sock.connect_ex(refusing())])
+        say(errno.errorcode[sock.connect_ex(REFUSING)])
         again = listening()
         sock.settimeout(30)
         sock.connect(again.getsockname())

@@ -199,15 +199,12 @@ def test_connecting_by_name_and_with_all_the_helpers(broker: Broker, tmp_path: P
         source = ("127.0.0.1", 0)
         check(socket.create_connection((host, port), source_address=source), "with a source")
         check(socket.create_connection((host, port), all_errors=True), "all_errors")
-        gone = listening()
-        address = gone.getsockname()
-        gone.close()
         try:
-            socket.create_connection(address, all_errors=True)
+            socket.create_connection(REFUSING, all_errors=True)
         except ExceptionGroup as group:
             say([error_of(lambda error=error: (_ for _ in ()).throw(error))
                  for error in group.exceptions])
-        say(error_of(socket.create_connection, address))
+        say(error_of(socket.create_connection, REFUSING))
         """,
         broker,
         tmp_path / "log",
