@@ -86,7 +86,7 @@ class Pending:
         """The agent's answer is there. Runs in the hub: it must not wait."""
         self._stop_watching()
         if os.getpid() != self._process:
-            self._finish(errno.ECONNABORTED)  # the answer is for the parent that asked
+            self._stand_apart()
             return
         fds: list[int] = []
         try:
@@ -99,6 +99,18 @@ class Pending:
         else:
             door.close_all(fds)
             self._connect_in_kernel(self._target)
+
+    def _stand_apart(self) -> None:
+        """In a forked child: the answer is for the parent that asked, and here none will come.
+
+        An error would send greenlets that the child has inherited on their way.
+        """
+        numbers = self._standing()
+        self._table.drop(self._placeholder.inode)
+        self._placeholder.close()
+        self._placeholder = Placeholder()
+        for number in numbers:
+            self._placeholder.cover(number)
 
     def _proceed(self, answer: door.Dialled, fds: list[int]) -> None:
         where = format_address(self._target)
