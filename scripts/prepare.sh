@@ -49,6 +49,10 @@ lab_packages() {
     have conntrack || echo conntrack
 }
 
+tls_packages() {
+    have openssl || echo openssl
+}
+
 venv_packages() {
     can_import ensurepip || echo "$(python_stem)-venv"
 }
@@ -59,7 +63,7 @@ compiler_packages() {
     has_headers || echo "$(python_stem)-dev"
 }
 
-missing_packages() { echo $(lab_packages) $(venv_packages) $(compiler_packages); }
+missing_packages() { echo $(lab_packages) $(tls_packages) $(venv_packages) $(compiler_packages); }
 
 apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" \
@@ -92,6 +96,7 @@ explain_missing() {
     [ -z "$packages" ] || fail "$python cannot make virtual environments; as root: apt-get install $packages"
     packages=$(echo $(lab_packages))
     [ -z "$packages" ] || say "without them there is no lab of NATs; as root: apt-get install $packages"
+    [ -z "$(tls_packages)" ] || say "the tests of TLS will fail; as root: apt-get install openssl"
     packages=$(echo $(compiler_packages))
     [ -z "$packages" ] || say "python-iptables cannot be compiled; as root: apt-get install $packages"
 }

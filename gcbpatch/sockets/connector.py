@@ -13,7 +13,7 @@ from typing import Any
 
 from cachetools import TTLCache
 
-from ..addresses import Address, is_ip, is_loopback, is_private
+from ..addresses import Address, is_ip, is_private
 from ..agent import door
 from ..routes import Way
 from ..wire.messages import Endpoint
@@ -23,6 +23,7 @@ log = logging.getLogger("gcbpatch")
 
 WORLD_SECONDS = 60.0
 WORLD_FAILURE_SECONDS = 5.0
+_LOOPBACK = "127."
 
 
 class Connector:
@@ -44,23 +45,17 @@ class Connector:
         self._fresh_until = 0.0
         self._failures: TTLCache[str, bool] = TTLCache(1, WORLD_FAILURE_SECONDS, time.monotonic)
 
-    def wanted(self, address: Any) -> bool:
-        """Return whether the agent should make this connection."""
-        if not isinstance(address, tuple) or len(address) != 2:
-            return False  # the kernel's own layer says what is wrong with it
-        host, port = address
-        if not isinstance(host, str) or not isinstance(port, int):
-            return False
+    def wanted(self, target: Address) -> bool:
+        """Return whether the agent should make a connection to ``target``, an IPv4 literal."""
+        host, port = target
         if not self._routes.table and self._known_as_ordinary(host):
-            return False
-        if not is_ip(host):
             return False
         if port in self._command_ports or not 0 < port < 65536:
             return False
         way = self._routes.way(host)
         if way is not None:
             return way is not Way.KERNEL
-        return not is_loopback(host) and host in self._hosts()
+        return not host.startswith(_LOOPBACK) and host in self._hosts()
 
     def _known_as_ordinary(self, host: str) -> bool:
         """Whether it takes no more than a set to see that a host is nobody's: most are."""

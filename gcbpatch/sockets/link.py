@@ -27,6 +27,7 @@ log = logging.getLogger("gcbpatch")
 
 START_TRIES = 50
 START_PAUSE = 0.01
+ASK_TRIES = 10
 STILLBORN = 2
 """Agents started one after the other that ended without a word: then there can be none."""
 HOPELESS_SECONDS = 10.0
@@ -79,11 +80,13 @@ class Link:
     ) -> tuple[Any, list[int]]:
         """Return the answer and the descriptors that came along. Raises AgentGone."""
         limit = 3 * self.config.patience + ANSWER_MARGIN if seconds is None else seconds
-        # An agent that had just decided to end takes a question along with it: ask the next.
-        answer = self._ask_once(message, fds, limit) or self._ask_once(message, fds, limit)
-        if answer is None:
-            raise AgentGone("the agent went away")
-        return answer
+        # An agent that has decided to end, or was killed, takes questions along with it, and
+        # its door is open until the kernel has closed it: ask the next.
+        for _ in range(ASK_TRIES):
+            answer = self._ask_once(message, fds, limit)
+            if answer is not None:
+                return answer
+        raise AgentGone("the agent went away")
 
     def _ask_once(
         self, message: door.DoorMessage, fds: tuple[int, ...], limit: float
@@ -115,17 +118,27 @@ class Link:
 
     def _attach(self) -> None:
         """Stay connected as long as this process lives, so that the agent does, too."""
-        if self._attached is not None:
-            pid, conn, inode = self._attached
-            if pid == os.getpid() and self._is_open(conn, inode):
-                return
-            self._unwatch()
-            close_if(conn, inode)
-            if pid == os.getpid():
-                gevent.spawn(self.on_gone)
-        conn, self._welcomed = self._say(door.Attach(os.getpid())), False
+        if self._is_attached():
+            return
+        conn = self._say(door.Attach(os.getpid()))
+        if self._is_attached():
+            conn.close()  # another greenlet was quicker while the agent was started
+            return
+        self._welcomed = False
         self._attached = os.getpid(), conn, inode_of(conn.fileno())
         self._watch(conn.fileno())
+
+    def _is_attached(self) -> bool:
+        """Whether this process has a connection to a living agent; lets go of any other."""
+        if self._attached is None:
+            return False
+        pid, conn, inode = self._attached
+        if pid == os.getpid() and self._is_open(conn, inode):
+            return True
+        self._let_go(conn, inode)
+        if pid == os.getpid():
+            gevent.spawn(self.on_gone)
+        return False
 
     def _watch(self, number: int) -> None:
         """Notice the agent's end while the program waits for something else.
@@ -178,12 +191,14 @@ class Link:
         if self._attached is None:
             return
         _, conn, inode = self._attached
-        if self._is_open(conn, inode):
-            return
+        if not self._is_open(conn, inode):
+            self._let_go(conn, inode)
+            gevent.spawn(self.on_gone)
+
+    def _let_go(self, conn: _socket.socket, inode: int) -> None:
         self._unwatch()
         close_if(conn, inode)
         self._attached = None
-        gevent.spawn(self.on_gone)
 
     def _is_open(self, conn: _socket.socket, inode: int) -> bool:
         """Return whether this is still our connection, and the agent's end of it is open."""

@@ -19,6 +19,7 @@ from ..agent import door
 from ..wire.messages import Endpoint
 from .intake import Intake
 from .link import AgentGone, Link
+from .options import carry, inherited
 from .table import Names, Table, cookie_of
 
 FIND_INTERVAL = 1.0
@@ -46,6 +47,7 @@ class Listener:
         self._backlog: int | None = None
         self._asked = 0.0
         self._intake: Intake | None = None
+        self._options = inherited(sock)
 
     # --- registration
 
@@ -109,6 +111,10 @@ class Listener:
         if self._intake is not None:
             self._backlog = backlog
             self._ask(door.Ready(self._id, backlog))
+
+    def options_changed(self, sock: _socket.socket) -> None:
+        """The program has set options: accepted connections will have them."""
+        self._options = inherited(sock)
 
     def forget(self) -> None:
         """The socket connects: it was no listener, only bound and asked for its name."""
@@ -205,6 +211,8 @@ class Listener:
         os.set_blocking(fd, False)
         sock = _socket.socket(fileno=fd)
         try:
+            if peer is not None:
+                carry(self._options, sock)
             table.put(sock, Names(self._local_name(sock), peer))
         finally:
             sock.detach()

@@ -15,13 +15,15 @@ from typing import Any
 
 from gevent._socket3 import _wrefsocket
 
-from ..addresses import is_loopback, is_wildcard, mapped, unmapped
+from ..addresses import Address, is_loopback, is_wildcard, mapped, unmapped
 from ..routes import Way
+from .connecting import become_connecting
 from .connector import Connector
 from .link import AgentGone, Link
 from .listener import Listener
 from .pending import Pending
-from .table import Names, Table
+from .table import Names, Table, Twins
+from .target import plain, resolved
 
 _base = _socket.socket
 
@@ -31,6 +33,9 @@ class Layer:
 
     def __init__(self) -> None:
         self.table = Table()
+        self.twins = Twins()
+        self.accepted = -1
+        """The descriptor that came last out of an accept()."""
         self.link: Link | None = None
         self.connector: Connector | None = None
         self.hosts: set[str] = set()
@@ -110,8 +115,19 @@ class Raw(_wrefsocket):
         self, family: int = -1, type: int = -1, proto: int = -1, fileno: Any = None
     ) -> None:
         super().__init__(family, type, proto, fileno)
-        known = fileno is not None and LAYER.table
-        self._state = LAYER.table.find(self) if known else None
+        self._state: Any = None
+        if fileno is not None and LAYER.link is not None:
+            self._recognise(fileno)
+
+    def _recognise(self, fileno: int) -> None:
+        """Take up what is known of a socket that has been another object before, or still is."""
+        state = LAYER.table.find(self) if LAYER.table else None
+        if isinstance(state, Pending):
+            become_connecting(self, state)
+        elif state is not None:
+            self._state = state
+        elif fileno != LAYER.accepted and self._is_tcp() and self._tcp_state() == _TCP_CLOSE:
+            LAYER.twins.note(self)
 
     def bind(self, address: Any) -> None:
         """Bind; a public host of ours means all addresses of this host."""
@@ -187,17 +203,17 @@ class Raw(_wrefsocket):
             if self._state is None and LAYER.link is not None:
                 self._inherit(LAYER.link)
             fd, address = super()._accept()
+            LAYER.accepted = fd
             if type(self._state) is not Listener:
                 return fd, address
             got = self._state.accepted(fd, address, LAYER.table)
             if got is not None:
+                LAYER.accepted = got[0]
                 return got
 
     def getsockname(self) -> Any:
         """The public address of a registered socket; else the kernel's."""
         state = self._state
-        if isinstance(state, Pending):
-            return state.name()
         if LAYER.link is not None and (state is _BOUND or state is None):
             self._look_closer(LAYER.link, state)
             state = self._state
@@ -225,10 +241,15 @@ class Raw(_wrefsocket):
 
     def _only_bound(self) -> bool:
         """A bound stream socket whose name is asked for is about to be advertised."""
-        if not self.type & socket.SOCK_STREAM or self.family not in _INET:
-            return False
+        return self._is_tcp() and self._tcp_state() == _TCP_CLOSE
+
+    def _is_tcp(self) -> bool:
+        stream = self.family in _INET and self.type & socket.SOCK_STREAM
+        return bool(stream) and self.proto in (0, socket.IPPROTO_TCP)
+
+    def _tcp_state(self) -> int:
         info: bytes = _base.getsockopt(self, socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        return info[0] == _TCP_CLOSE
+        return info[0]
 
     def _is_connected(self) -> bool:
         try:
@@ -250,88 +271,70 @@ class Raw(_wrefsocket):
 
     def getpeername(self) -> Any:
         """The peer as the program knows it."""
-        state = self._settled()
-        if isinstance(state, Pending):
-            raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
         name = super().getpeername()
+        state = self._state
         return state.peer if isinstance(state, Names) and state.peer is not None else name
 
     def connect(self, address: Any) -> None:
         """Start connecting; raises OSError, EINPROGRESS among them, as the kernel does."""
-        error = self.connect_ex(address)
-        if error:
+        error, address = self._connect(address)
+        if error is None:
+            super().connect(address)
+        elif error:
             raise OSError(error, os.strerror(error))
 
     def connect_ex(self, address: Any) -> int:
         """Start or look at connecting; the agent does it for brokered addresses."""
-        state = self._state
-        if isinstance(state, Pending):
-            if not state.done:
-                return errno.EALREADY
-            return self._settle(state) or errno.EISCONN
-        if isinstance(state, Names) and state.peer == address:
-            return errno.EISCONN  # also if the peer has reset it meanwhile: recv() tells
-        if isinstance(state, Listener):
-            state.forget()
-            self._state = None
-        if state is _BOUND or state is _KERNELS:
-            self._state = None
-        connector = LAYER.connector
-        if connector is None or self.family != socket.AF_INET:
-            return super().connect_ex(address)
-        if not self.type & socket.SOCK_STREAM or not connector.wanted(address):
-            return super().connect_ex(address)
-        return self._begin(connector, address)
+        error, address = self._connect(address)
+        return super().connect_ex(address) if error is None else error
 
-    def _begin(self, connector: Connector, address: Any) -> int:
-        if self._is_connected():
-            return errno.EISCONN
+    def _connect(self, address: Any) -> tuple[int | None, Any]:
+        """Return an errno if this connect is ours, else None; and the address for the kernel."""
+        state, connector = self._state, LAYER.connector
+        if isinstance(state, Names):
+            error = 0 if state.fresh else errno.EISCONN
+            state.fresh = False
+            return error, address
+        if connector is None or not self._is_tcp() or self._tcp_state() != _TCP_CLOSE:
+            return None, address
+        address = resolved(self, address)
+        target = plain(self, address)
+        if target is None:
+            return None, address
+        self._is_no_listener()
+        ours = connector.wanted(target)
+        return self._begin(connector, target) if ours else None, address
+
+    def _is_no_listener(self) -> None:
+        """A socket that connects is no longer one that may come to listen."""
+        if isinstance(self._state, Listener):
+            self._state.forget()
+        self._state = None
+
+    def _begin(self, connector: Connector, target: Address) -> int | None:
+        """Have the agent connect; None if it cannot."""
         try:
-            conn = connector.begin(address, _base.getsockname(self)[1])
+            conn = connector.begin(target, _base.getsockname(self)[1])
         except AgentGone as error:
             connector.link.warn_once("no agent: %s", error)
-            return super().connect_ex(address)
-        self._state = Pending(self, address, conn)
+            return None
+        peer = mapped(target) if self.family == socket.AF_INET6 else target
+        objects, numbers = LAYER.twins.take(self)
+        pending = Pending(self, peer, target, conn, LAYER.table)
+        for number in numbers:
+            pending.cover(number)
+        for one in (self, *objects):
+            become_connecting(one, pending)
         return errno.EINPROGRESS
 
-    def _settle(self, pending: Pending) -> int:
-        error = pending.result()
-        self._state = pending.names
-        if pending.names is not None:
-            LAYER.table.put(self, pending.names)
-        return error
-
-    def _settled(self) -> Any:
-        """The state, with a finished connect that nobody has looked at taken note of."""
-        state = self._state
-        if isinstance(state, Pending) and state.done and not state.failed:
-            self._settle(state)
-        return self._state
-
-    def getsockopt(self, *args: Any) -> Any:
-        """SO_ERROR of a connect by the agent is ours to tell; everything else is not."""
-        state = self._state
-        if not isinstance(state, Pending):
-            return super().getsockopt(*args)
-        if not state.done:
-            return state.getsockopt(*args)
-        if args[:2] == (socket.SOL_SOCKET, socket.SO_ERROR):
-            return self._settle(state)
-        return super().getsockopt(*args)
-
     def setsockopt(self, *args: Any) -> None:
-        """Set an option, on the socket that will be there after a connect under way."""
-        state = self._state
-        if isinstance(state, Pending) and not state.done:
-            state.setsockopt(*args)
-        else:
-            super().setsockopt(*args)
+        """Set an option; what a listener has set, the accepted sockets have from then on."""
+        super().setsockopt(*args)
+        if type(self._state) is Listener:
+            self._state.options_changed(self)
 
     def close(self) -> None:
-        """Close; a connect under way is withdrawn, a listener's queue given up with the last."""
-        state = self._state
-        if isinstance(state, Pending):
-            state.withdraw()
+        """Close; a listener's queue is given up with the last."""
         super().close()
-        if isinstance(state, Listener):
+        if isinstance(self._state, Listener):
             LAYER.table.prune()

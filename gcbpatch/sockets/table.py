@@ -10,10 +10,10 @@ import _socket
 import os
 import socket
 import struct
+import weakref
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-from ..addresses import Address
 
 _SO_COOKIE = 57
 _LEAST_PRUNE = 256
@@ -27,8 +27,10 @@ class Names:
     """The addresses that a connected socket answers with, where the kernel's are not the
     program's: None leaves it to the kernel."""
 
-    local: Address | None
-    peer: Address | None
+    local: Any
+    peer: Any
+    fresh: bool = False
+    """Connected just now: one more connect() succeeds, as the kernel has it."""
 
     def release(self) -> None:
         """Nothing is held."""
@@ -87,6 +89,10 @@ class Table:
             return None
         return entry[1]
 
+    def drop(self, inode: int) -> None:
+        """Forget a socket."""
+        self._entries.pop(inode, None)
+
     def states(self) -> list[Any]:
         """Return what is known, of all sockets."""
         return [state for _, state in self._entries.values()]
@@ -99,13 +105,39 @@ class Table:
         self._prune_at = max(_LEAST_PRUNE, 2 * len(self._entries))
 
 
+class Twins:
+    """Sockets that were made of the descriptor of an unconnected one: it may have others."""
+
+    def __init__(self) -> None:
+        self._by_inode: dict[int, weakref.WeakSet[Any]] = {}
+
+    def note(self, sock: Any) -> None:
+        """Remember a socket that may be another one, too."""
+        if len(self._by_inode) >= _LEAST_PRUNE:
+            self._by_inode = {inode: known for inode, known in self._by_inode.items() if known}
+        self._by_inode.setdefault(inode_of(sock.fileno()), weakref.WeakSet()).add(sock)
+
+    def take(self, sock: Any) -> tuple[list[Any], list[int]]:
+        """Return the other objects, and all other numbers, that are this socket."""
+        inode = inode_of(sock.fileno())
+        known = self._by_inode.pop(inode, None)
+        if known is None:
+            return [], []
+        mine = sock.fileno()
+        numbers = [number for number, one in _sockets_here() if one == inode and number != mine]
+        return [one for one in known if one.fileno() in numbers], numbers
+
+
 def _inodes_here() -> set[int]:
-    found = set()
+    return {inode for _, inode in _sockets_here()}
+
+
+def _sockets_here() -> Iterator[tuple[int, int]]:
+    """Yield number and inode of every socket of this process."""
     for name in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue  # the listing's own descriptor, or one that another thread closed
         if target.startswith("socket:["):
-            found.add(int(target[8:-1]))
-    return found
+            yield int(name), int(target[8:-1])

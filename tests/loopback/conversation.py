@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import select
@@ -58,8 +59,9 @@ class Program:
         self.process.communicate(timeout=HANG_LIMIT)
 
     def kill(self) -> None:
-        """Kill the program and its children."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """Kill the program and its children, as far as they have not ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def line(self) -> str:
         """The next line that the program prints."""
