@@ -189,7 +189,10 @@ class Pending:
         self._other.close()
         watcher = get_hub().loop.io(self._fd, 3)
         watcher.start(lambda: None)
-        get_hub().loop.run_callback(_end, watcher)
+        # Stopped at once: while any watcher is active gevent puts a close() off until the
+        # hub's next event, and until then the peer would wait for the end.
+        watcher.stop()
+        watcher.close()
         return self._error
 
     def name(self) -> Any:
@@ -218,8 +221,3 @@ class Pending:
     def _stop_watching(self) -> None:
         self._watcher.stop()
         self._watcher.close()
-
-
-def _end(watcher: Any) -> None:
-    watcher.stop()
-    watcher.close()
