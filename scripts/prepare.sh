@@ -63,7 +63,14 @@ compiler_packages() {
     has_headers || echo "$(python_stem)-dev"
 }
 
-missing_packages() { echo $(lab_packages) $(tls_packages) $(venv_packages) $(compiler_packages); }
+# CPython's own tests: Debian keeps them apart from its interpreter.
+suite_packages() {
+    can_import test.test_socket || echo "lib$(python_stem)-testsuite"
+}
+
+missing_packages() {
+    echo $(lab_packages) $(tls_packages) $(venv_packages) $(compiler_packages) $(suite_packages)
+}
 
 apt_install() {
     DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "$@" \
@@ -99,6 +106,8 @@ explain_missing() {
     [ -z "$(tls_packages)" ] || say "the tests of TLS will fail; as root: apt-get install openssl"
     packages=$(echo $(compiler_packages))
     [ -z "$packages" ] || say "python-iptables cannot be compiled; as root: apt-get install $packages"
+    packages=$(echo $(suite_packages))
+    [ -z "$packages" ] || say "CPython's own tests are left out; as root: apt-get install $packages"
 }
 
 # --- the virtual environment --------------------------------------------------------------

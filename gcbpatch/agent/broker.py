@@ -147,7 +147,7 @@ class Broker:
             cookie=cookie,
             listener=one.listener,
             protocol=TCP,
-            wished=one.wished,
+            wished=self._wish(one),
             nonce=one.nonce,
             local=self.local_endpoints(),
             network=self._config.network,
@@ -155,6 +155,14 @@ class Broker:
             proxy=Endpoint.of(one.proxy) if one.proxy else None,
             claim=one.claim,
         )
+
+    def _wish(self, one: Listener) -> int:
+        """The port that the proxy address should have, too; 0 for any.
+
+        A broker on this very host would take it from the host's other addresses, and the
+        program may want it there next.
+        """
+        return 0 if is_loopback(self.address[0]) else one.wished
 
     async def unregister(self, one: Listener) -> None:
         """Give the proxy address back; a broker that does not answer forgets it by itself."""

@@ -72,3 +72,35 @@ def test_a_route_to_the_kernel_keeps_an_interface_out(broker: Broker, tmp_path: 
     )
     assert done.stdout == "good\n", done.stderr
     assert "agent[" not in log.read_text()
+
+
+def test_a_broker_on_the_same_host_does_not_take_the_ports_that_the_program_gave_back(
+    tmp_path: Path,
+) -> None:
+    broker = Broker(tmp_path, "--lifetime", "1")  # only so long it keeps ports for old clients
+    try:
+        done = run(
+            """
+            import gcbpatch; gcbpatch.patch_all(routes=["127.0.0.0/8 gcb"])
+            import socket, time
+            def listens(port):
+                lines = [line.split() for line in open("/proc/net/tcp")]
+                return any(l[1].endswith(":%04X" % port) and l[3] == "0A" for l in lines)
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                with socket.socket() as found:
+                    found.bind(("127.0.0.1", 0))
+                    port = found.getsockname()[1]
+                with socket.socket() as wanted:
+                    try:
+                        wanted.bind(("", port))
+                    except OSError:
+                        assert not listens(port)  # others' connections in TIME_WAIT
+            print("good")
+            """,
+            GCB_BROKER=format_address(broker.address),
+            GCB_IDENTITY="local",
+        )
+    finally:
+        broker.kill()
+    assert done.stdout == "good\n", done.stderr
