@@ -41,3 +41,12 @@ def test_dask_workers_behind_two_nats_exchange_data(ground: Ground, client: str)
     for worker in workers:
         worker.signal(signal.SIGTERM)
     assert [worker.wait() for worker in workers] == [0, 0]
+
+
+def test_dask_nannies_start_their_workers_and_start_them_again(ground: Ground) -> None:
+    address, nannies = started(ground)
+    assert_both_fetched(ground, ground.b, address)
+    assert_both_fetched(ground, ground.b, address, "restart")
+    for nanny in nannies:
+        nanny.signal(signal.SIGTERM)
+    assert [nanny.wait() for nanny in nannies] == [0, 0]

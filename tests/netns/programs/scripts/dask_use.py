@@ -1,4 +1,4 @@
-"""Dask: put data on one worker, compute with it on the other. dask_use.py SCHEDULER.
+"""Dask: put data on one worker, compute with it on the other. dask_use.py SCHEDULER [restart].
 
 Prints as JSON who of the workers fetched how many bytes from whom. It knows nothing of NATs.
 """
@@ -14,10 +14,12 @@ def incoming(dask_worker) -> list[tuple[str, int]]:  # type: ignore[no-untyped-d
     return [(entry["who"], entry["total"]) for entry in dask_worker.transfer_incoming_log]
 
 
-def main(scheduler: str) -> None:
-    """Have each worker compute with what the other one holds."""
+def main(scheduler: str, *commands: str) -> None:
+    """Have each worker compute with what the other one holds; with new workers, if told so."""
     with Client(scheduler, timeout=60) as client:
         client.wait_for_workers(2, timeout=60)
+        if commands:
+            client.restart(timeout=60)
         first, second = sorted(client.scheduler_info()["workers"])
         for here, there in ((first, second), (second, first)):
             data = client.submit(bytes, 1_000_000, workers=[here], pure=False)
