@@ -15,6 +15,7 @@ all: test
 demo: prepare
 	$(VENV)/bin/python examples/demo/demo.py
 
+test: WANTED = programs
 test: prepare
 	GCB_EXTRAS=$(EXTRAS) $(VENV)/bin/tox run -- $(TESTS)
 
@@ -22,7 +23,7 @@ lint types: prepare
 	GCB_EXTRAS=$(EXTRAS) $(VENV)/bin/tox run -e $@
 
 prepare:
-	@sh scripts/prepare.sh $(VENV)
+	@sh scripts/prepare.sh $(VENV) $(WANTED)
 
 clean:
 	rm -rf $(VENV) .tox .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

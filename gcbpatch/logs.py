@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+from copy import copy
 
 FILE_VARIABLE = "GCB_LOG_FILE"
 
@@ -29,7 +30,10 @@ class LineFile(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line, or count it as lost."""
-        text = self.format(record)
+        ours = copy(record)
+        # A program may have switched it off (logging.logProcesses), as pyftpdlib does.
+        ours.process = os.getpid()
+        text = self.format(ours)
         if self._lost:
             text = f"({self._lost} lines could not be written)\n{text}"
         try:

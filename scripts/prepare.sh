@@ -1,11 +1,14 @@
 #!/bin/sh
 # Makes ready what `make demo` and `make test` need: the system's tools and the virtual
-# environment given as the first argument. Done again it only looks and is through in a moment.
+# environment given as the first argument; with a second one, "programs", also the real software
+# that tests talk to. Done again it only looks and is through in a moment.
 # It installs system packages only as root and only those that are missing; otherwise it names
-# them, once. It never changes anything outside the virtual environment but by apt-get.
+# them, once. It never changes anything outside the virtual environment but by apt-get, and no
+# service that comes with a package is started or enabled.
 set -eu
 
 venv=$1
+wanted=${2:-}
 PATH=$PATH:/usr/sbin:/sbin
 
 say() { echo "prepare: $*" >&2; }
@@ -68,8 +71,17 @@ suite_packages() {
     can_import test.test_socket || echo "lib$(python_stem)-testsuite"
 }
 
+# A redis server by another name is in redis-tools, without the service.
+program_packages() {
+    [ "$wanted" = programs ] || return 0
+    have redis-server || have redis-check-rdb || echo redis-tools
+    have sshd || echo openssh-server
+    have curl || echo curl
+}
+
 missing_packages() {
-    echo $(lab_packages) $(tls_packages) $(venv_packages) $(compiler_packages) $(suite_packages)
+    echo $(lab_packages) $(tls_packages) $(venv_packages) $(compiler_packages) \
+        $(suite_packages) $(program_packages)
 }
 
 apt_install() {
@@ -77,25 +89,49 @@ apt_install() {
         </dev/null >"$log" 2>&1
 }
 
+# What is installed must not begin to serve, neither now nor when the machine starts again.
+policy=/usr/sbin/policy-rc.d
+
+without_services() {
+    if [ ! -e "$policy" ]; then
+        trap 'rm -f "$policy"' EXIT
+        trap 'exit 130' INT TERM
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod 755 "$policy"
+    fi
+    "$@"
+}
+
+disable_sshd() {
+    for unit in ssh.service ssh.socket; do
+        ! have systemctl || systemctl --quiet disable "$unit" >>"$log" 2>&1 || true
+    done
+    ! have update-rc.d || update-rc.d ssh disable >>"$log" 2>&1 || true
+}
+
 # The package lists of a fresh machine are empty or old: fetch them when the first try fails.
 install_packages() {
     say "installing $* (apt-get)"
     log=$(mktemp)
-    if ! apt_install "$@"; then
+    had_sshd=$(command -v sshd || true)
+    if ! without_services apt_install "$@"; then
         apt-get update -q </dev/null >>"$log" 2>&1 || true
-        apt_install "$@" || { tail -n 5 "$log" >&2; say "apt-get could not install: $*"; }
+        without_services apt_install "$@" ||
+            { tail -n 5 "$log" >&2; say "apt-get could not install: $*"; }
     fi
+    [ -n "$had_sshd" ] || ! have sshd || disable_sshd
     rm -f "$log"
 }
 
+# The programs apart: a machine that has not all of them to offer gets the rest all the same.
 system_tools() {
-    packages=$(missing_packages)
-    [ -n "$packages" ] || return 0
-    if is_root && have apt-get; then
-        install_packages $packages
-    fi
-    packages=$(missing_packages)
-    [ -z "$packages" ] || explain_missing
+    for group in missing_packages program_packages; do
+        packages=$(echo $($group))
+        if [ -n "$packages" ] && is_root && have apt-get; then
+            install_packages $packages
+        fi
+    done
+    [ -z "$(missing_packages)$(program_packages)" ] || explain_missing
 }
 
 explain_missing() {
@@ -108,6 +144,8 @@ explain_missing() {
     [ -z "$packages" ] || say "python-iptables cannot be compiled; as root: apt-get install $packages"
     packages=$(echo $(suite_packages))
     [ -z "$packages" ] || say "CPython's own tests are left out; as root: apt-get install $packages"
+    packages=$(echo $(program_packages))
+    [ -z "$packages" ] || say "some tests will be left out; as root: apt-get install $packages"
 }
 
 # --- the virtual environment --------------------------------------------------------------

@@ -36,6 +36,15 @@ def test_a_line_says_who_and_which_process(logger: logging.Logger, tmp_path: Pat
     assert (tmp_path / "log").read_text().endswith(f" program[{os.getpid()}] on and on\n")
 
 
+def test_a_program_may_do_without_process_numbers(
+    logger: logging.Logger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "logProcesses", False)
+    log_into(logger, str(tmp_path / "log"), "program")
+    logger.info("on")
+    assert (tmp_path / "log").read_text().endswith(f" program[{os.getpid()}] on\n")
+
+
 def test_what_is_there_already_stays(logger: logging.Logger, tmp_path: Path) -> None:
     (tmp_path / "log").write_text("before\n")
     log_into(logger, str(tmp_path / "log"), "program")
