@@ -84,6 +84,7 @@ def _on_top_of(base: Any, cls: type) -> type:
 def _configure(settings: ClientConfig) -> None:
     """Give the layer its agent, and children the same settings and the same agent."""
     from .sockets.link import Link
+    from .sockets.ports import Ports
     from .sockets.raw import LAYER
 
     _log_to(os.environ.get(FILE_VARIABLE, ""), settings.log)
@@ -96,6 +97,7 @@ def _configure(settings: ClientConfig) -> None:
     tree = os.environ.setdefault(door.AGENT_VARIABLE, door.new_name())
     os.environ.setdefault(door.CLIENT_VARIABLE, os.urandom(16).hex())
     LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
+    LAYER.ports = Ports()
 
 
 def _mark_of(settings: ClientConfig) -> str:

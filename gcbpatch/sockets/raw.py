@@ -35,6 +35,8 @@ class Layer:
         self.connector: Connector | None = None
         self.hosts: set[str] = set()
         """Hosts of our listeners' public addresses."""
+        self.ports: Any = None
+        """What registers UDP sockets; set with a link, by the room above this one."""
 
     def configure(self, link: Link | None) -> None:
         """Begin to work for ``link``, or not at all with None."""
@@ -44,9 +46,12 @@ class Layer:
             link.on_gone, link.on_fork = self.listen_again, self.attend
 
     def attend(self) -> None:
-        """In a forked child: be there for the listeners, should their parent end."""
-        if self.link is not None and self._listeners():
+        """In a forked child: be there for listeners and ports, should their parent end."""
+        if self.link is not None and (self._listeners() or self._has_ports()):
             self.link.attend()
+
+    def _has_ports(self) -> bool:
+        return self.ports is not None and any(map(self.ports.has, self.table.states()))
 
     def _listeners(self) -> list[Listener]:
         self.table.prune()
@@ -63,9 +68,12 @@ class Layer:
             self.link.after_fork_in_parent()
 
     def listen_again(self) -> None:
-        """The agent died: the next one learns of every listener that is left here."""
+        """The agent died: the next one learns of every listener and port that is left here."""
         for listener in self._listeners():
             listener.again()
+        for state in self.table.states():
+            if self.ports is not None:
+                self.ports.again(state)
 
 
 LAYER = Layer()
@@ -73,6 +81,12 @@ LAYER = Layer()
 os.register_at_fork(
     before=LAYER.before_fork, after_in_parent=LAYER.after_fork_in_parent
 )
+
+
+def wants_identity(link: Link, host: str) -> bool:
+    """Whether a socket bound to ``host`` gets a public address: not loopback, unless routed."""
+    way = link.config.routes.way(host)
+    return not is_loopback(host) if way is None else way is not Way.KERNEL
 
 
 DEFAULT_BACKLOG = min(socket.SOMAXCONN, 128)
@@ -101,12 +115,17 @@ class Raw(_wrefsocket):
     ) -> None:
         super().__init__(family, type, proto, fileno)
         known = fileno is not None and LAYER.table
-        self._state = LAYER.table.find(self) if known else None
+        self._state: Any = LAYER.table.find(self) if known else None
+        if fileno is not None and LAYER.ports is not None and self.type == socket.SOCK_DGRAM:
+            LAYER.ports.found(self)
 
     def bind(self, address: Any) -> None:
         """Bind; a public host of ours means all addresses of this host."""
         if LAYER.hosts and isinstance(address, tuple) and address and _is_ours(address[0]):
             address = ("", *address[1:])
+        if LAYER.ports is not None and self.type == socket.SOCK_DGRAM:
+            LAYER.ports.bind(self, address)
+            return
         super().bind(address)
         if self._state is None and LAYER.link is not None:
             self._state = _BOUND
@@ -139,9 +158,7 @@ class Raw(_wrefsocket):
         if not self.type & socket.SOCK_STREAM or not self._takes_ipv4():
             return False
         host, port = _base.getsockname(self)[:2]
-        way = link.config.routes.way(host)
-        usual = not is_loopback(host)
-        return port != 0 and (usual if way is None else way is not Way.KERNEL)
+        return port != 0 and wants_identity(link, host)
 
     def _takes_ipv4(self) -> bool:
         if self.family != socket.AF_INET6:
