@@ -77,6 +77,27 @@ def unmapped(host: str) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
+def is_multicast(host: str) -> bool:
+    """Return whether ``host`` (an IP literal) means many hosts at once, or all of them."""
+    address = ipaddress.ip_address(host)
+    return address.is_multicast or host == "255.255.255.255"
+
+
+def pack_host(host: str) -> bytes:
+    """Return an IP literal as 4 or 16 octets; raises ValueError if it is none or has a zone."""
+    address = ipaddress.ip_address(host)
+    if "%" in host:
+        raise ValueError(f"{host!r} has a zone, which means nothing on another host")
+    return address.packed
+
+
+def unpack_host(octets: bytes) -> str:
+    """Return 4 or 16 octets as an IP literal; raises ValueError for any other number."""
+    if len(octets) == 4:
+        return ".".join(map(str, octets))
+    return str(ipaddress.ip_address(octets))
+
+
 def parse_port(text: str, what: str = "port") -> int:
     """Return ``text`` as a port number, 0 to 65535; raise ValueError saying what is right."""
     if not text.isascii() or not text.isdigit() or int(text) > 65535:

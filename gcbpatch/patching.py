@@ -151,6 +151,7 @@ def _on_top_of(base: Any, cls: type) -> type:
 def _configure(settings: ClientConfig) -> None:
     """Give the layer its agent, and children the same settings and the same agent."""
     from .sockets.link import Link
+    from .sockets.ports import Ports
     from .sockets.raw import LAYER
 
     _keep_logger()
@@ -166,6 +167,7 @@ def _configure(settings: ClientConfig) -> None:
     client = os.environ.get(door.CLIENT_VARIABLE) or os.urandom(16).hex()
     _set_environ({door.AGENT_VARIABLE: tree, door.CLIENT_VARIABLE: client})
     LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
+    LAYER.ports = Ports()
 
 
 def _warn_of_plain_sockets() -> None:

@@ -53,6 +53,7 @@ lab_packages() {
 }
 
 tls_packages() {
+    [ "$wanted" = programs ] || return 0
     have openssl || echo openssl
 }
 
@@ -68,6 +69,7 @@ compiler_packages() {
 
 # CPython's own tests: Debian keeps them apart from its interpreter.
 suite_packages() {
+    [ "$wanted" = programs ] || return 0
     can_import test.test_socket || echo "lib$(python_stem)-testsuite"
 }
 

@@ -15,6 +15,7 @@ from ..errors import EXHAUSTED, RefusedError, RemoteProtocolError, Status, errno
 from ..wire.auth import Key
 from ..wire.messages import (
     TCP,
+    UDP,
     Call,
     Command,
     Connect,
@@ -29,7 +30,8 @@ from ..wire.messages import (
 )
 from .control import Control, Unreachable
 from .heart import Heart
-from .listeners import Listener, Listeners
+from .listeners import Listener
+from .registrants import Collection, Registrant
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -59,7 +61,7 @@ class Broker:
         address: Address,
         client: bytes,
         config: ClientConfig,
-        listeners: Listeners,
+        listeners: Collection,
         reception_port: int,
         on_call: OnCall,
     ) -> None:
@@ -71,6 +73,8 @@ class Broker:
         self._reception_port = reception_port
         self._on_call = on_call
         self.control = Control(address, client, self.key, self._answer_call)
+        self.unsupported: set[int] = set()
+        """Protocols that it would not register when it was last asked."""
         self._mine: set[bytes] = set()
         self._unreachable = False
         self._heart = Heart(config.lifetime, self._beat)
@@ -113,15 +117,21 @@ class Broker:
     def _note_failure(self, error: Exception) -> None:
         # Said at every heartbeat while it lasts, but only once for the log's readers.
         level = logging.DEBUG if self._unreachable else logging.WARNING
+        if isinstance(error, RefusedError) and error.status is Status.UNSUPPORTED:
+            level = logging.INFO  # brokers that relay no datagrams are nothing to warn of
         log.log(level, "broker %s: %s", format_address(self.address), error)
         self._unreachable = self._unreachable or isinstance(error, Unreachable)
 
-    def adopt(self, one: Listener) -> None:
+    def disown(self, one: Registrant) -> None:
+        """Register it no more."""
+        self._mine.discard(one.listener)
+
+    def adopt(self, one: Registrant) -> None:
         """Keep at it: at every heartbeat, whatever is not registered here gets registered."""
         self._mine.add(one.listener)
         self._heart.start()
 
-    async def register(self, one: Listener) -> bool:
+    async def register(self, one: Registrant) -> bool:
         """Get ``one`` its proxy address; what happened stands in it. Adopts it."""
         self.adopt(one)
         try:
@@ -133,20 +143,25 @@ class Broker:
             one.reason = str(error)
             if isinstance(error, RefusedError) and error.status in EXHAUSTED:
                 one.error = errno_of(error.status)
+            if isinstance(error, RefusedError) and error.status is Status.UNSUPPORTED:
+                self.unsupported.add(one.protocol)
             return False
         assert isinstance(reply, RegisterReply)
+        self.unsupported.discard(one.protocol)
         one.proxy, one.claim, one.how = reply.proxy.address, reply.claim, "gcb"
         one.error, one.reason = 0, ""
+        if one.protocol == UDP:
+            one.relay = (self.address[0], reply.relay) if reply.relay else None
         self._heart.granted(reply.lifetime)
         self._unreachable = False
         return True
 
-    def _register_message(self, one: Listener, cookie: bytes) -> Message:
+    def _register_message(self, one: Registrant, cookie: bytes) -> Message:
         return Register(
             client=self._client,
             cookie=cookie,
             listener=one.listener,
-            protocol=TCP,
+            protocol=one.protocol,
             wished=self._wish(one),
             nonce=one.nonce,
             local=self.local_endpoints(),
@@ -156,7 +171,7 @@ class Broker:
             claim=one.claim,
         )
 
-    def _wish(self, one: Listener) -> int:
+    def _wish(self, one: Registrant) -> int:
         """The port that the proxy address should have, too; 0 for any.
 
         A broker on this very host would take it from the host's other addresses, and the
@@ -164,7 +179,7 @@ class Broker:
         """
         return 0 if is_loopback(self.address[0]) else one.wished
 
-    async def unregister(self, one: Listener) -> None:
+    async def unregister(self, one: Registrant) -> None:
         """Give the proxy address back; a broker that does not answer forgets it by itself."""
         self._mine.discard(one.listener)
         try:
@@ -196,7 +211,9 @@ class Broker:
 
     def _answer_call(self, call: Call) -> Status:
         one = self._listeners.get(call.listener)
-        if one is None or not one.listens or not hmac.compare_digest(one.nonce, call.nonce):
+        if not isinstance(one, Listener) or not one.listens:
+            return Status.UNKNOWN
+        if not hmac.compare_digest(one.nonce, call.nonce):
             return Status.UNKNOWN
         self._on_call(self, one, call)
         return Status.SUCCESS

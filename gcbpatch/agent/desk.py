@@ -23,10 +23,24 @@ from ..wire.messages import Call, Endpoint, PathKind
 from . import dial, streams
 from .broker import Broker
 from .control import Unreachable
-from .door import Dial, Dialled, Listen, Listening, World
+from .datagrams import Datagrams
+from .door import (
+    Bind,
+    Bound,
+    Dial,
+    Dialled,
+    DoorError,
+    Hold,
+    Listen,
+    Listening,
+    Vacate,
+    World,
+    close_all,
+)
 from .gateway import Gateway
 from .listeners import Listener, Listeners
 from .reception import Reception
+from .registrants import Registrants
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -39,18 +53,37 @@ class Desk:
 
     def __init__(self, config: ClientConfig, client: bytes, brokers: Iterable[Address]) -> None:
         self.listeners = Listeners(self._ended)
+        self.datagrams = Datagrams(client, config)
+        self.registrants = Registrants((self.listeners, self.datagrams))
         self.reception = Reception()
         self._tasks: set[asyncio.Task[None]] = set()
         self._routes = config.routes
         start = random.randrange(len(CONNECTOR_PORTS))
         self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
         self._brokers = [
-            Broker(address, client, config, self.listeners, self.reception.port, self._called)
+            Broker(address, client, config, self.registrants, self.reception.port, self._called)
             for address in brokers
         ]
         random.shuffle(self._brokers)
         gateway = config.gateway
-        self._gateway = Gateway(gateway, client, config, self.listeners) if gateway else None
+        self._gateway = Gateway(gateway, client, config, self.registrants) if gateway else None
+        self.datagrams.use(self._brokers, self._gateway)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything here still needs the agent."""
+        return self.listeners.in_use or len(self.datagrams) > 0
+
+    async def datagram(self, asked: Bind | Hold | Vacate, fds: list[int]) -> Bound:
+        """Do what is asked about a UDP port; raises DoorError for a wrong number of ``fds``."""
+        if len(fds) != isinstance(asked, Hold):
+            close_all(fds)
+            raise DoorError(f"{type(asked).__name__} came with {len(fds)} descriptors")
+        if isinstance(asked, Bind):
+            return await self.datagrams.bind(asked)
+        if isinstance(asked, Hold):
+            return await self.datagrams.hold(asked, fds[0])
+        return self.datagrams.vacate()
 
     async def listen(
         self, asked: Listen, take: socket.socket, put: socket.socket
@@ -196,6 +229,7 @@ class Desk:
         """Finish what is under way for listeners that ended, then stop."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
+        await self.datagrams.close()
         for broker in self._brokers:
             broker.close()
         if self._gateway is not None:

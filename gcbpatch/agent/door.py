@@ -25,7 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import GcbError
-from ..wire.messages import Endpoint, Id
+from ..wire.messages import Endpoint, Id, Short
 
 _T = TypeVar("_T")
 
@@ -113,6 +113,29 @@ class Dial(DoorMessage, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
+class Bind(DoorMessage, frozen=True):
+    """Make a UDP port known; the fields are Listen's. Answered by Bound."""
+
+    listener: Id
+    cookie: int
+    bound: Endpoint
+    wished: Annotated[int, Meta(ge=0, le=65535)]
+
+
+class Hold(DoorMessage, frozen=True):
+    """Comes with the sibling of a port that Bind got a relay for; answered by Bound.
+
+    The kernel gives the sibling what begins with ``magic``, and nothing else.
+    """
+
+    listener: Id
+    magic: Short
+
+
+class Vacate(DoorMessage, frozen=True):
+    """A UDP port is busy: let go of those whose sockets are gone. Answered by Bound."""
+
+
 class AskWorld(DoorMessage, frozen=True):
     """Ask which hosts are brokers and which are public addresses of our gateway."""
 
@@ -129,6 +152,21 @@ class Listening(DoorMessage, frozen=True):
     error: int = 0
     reason: str = ""
     listener: Id | None = None
+
+
+class Bound(DoorMessage, frozen=True):
+    """The answer to Bind and Hold. ``public`` is None where the port stays the kernel's.
+
+    ``relay`` is where framed datagrams come from, None where there are none; ``hosts`` are
+    those whose ports may be proxy addresses; ``error`` is an errno when one was refused.
+    """
+
+    public: Endpoint | None
+    relay: Endpoint | None = None
+    hosts: list[str] = msgspec.field(default_factory=list)
+    how: str = ""
+    error: int = 0
+    reason: str = ""
 
 
 class Dialled(DoorMessage, frozen=True):
@@ -160,8 +198,10 @@ class Arrival(msgspec.Struct, array_like=True, frozen=True):
     peer: Endpoint
 
 
-_ASKED = msgspec.msgpack.Decoder(Attach | Listen | Adopt | Ready | Forget | Find | Dial | AskWorld)
-_ANSWERED = msgspec.msgpack.Decoder(Listening | Dialled | World)
+_ASKED = msgspec.msgpack.Decoder(
+    Attach | Listen | Adopt | Ready | Forget | Find | Dial | AskWorld | Bind | Hold | Vacate
+)
+_ANSWERED = msgspec.msgpack.Decoder(Listening | Dialled | World | Bound)
 _ARRIVED = msgspec.msgpack.Decoder(Arrival)
 _ENCODE = msgspec.msgpack.Encoder().encode
 

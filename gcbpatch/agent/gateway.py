@@ -39,7 +39,7 @@ from ..wire.messages import (
 from . import streams
 from .acceptor import Acceptor
 from .heart import Heart
-from .listeners import Listener, Listeners
+from .registrants import Collection, Registrant
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -66,7 +66,7 @@ class Gateway:
     """The dpfd that DPF_SERVER names."""
 
     def __init__(
-        self, address: Address, client: bytes, config: ClientConfig, listeners: Listeners
+        self, address: Address, client: bytes, config: ClientConfig, listeners: Collection
     ) -> None:
         self.address = address
         self.publics: tuple[str, ...] = ()
@@ -88,6 +88,8 @@ class Gateway:
 
     def _note_failure(self, error: Exception) -> None:
         level = logging.DEBUG if self._silent else logging.WARNING
+        if isinstance(error, RefusedError) and error.status is Status.UNSUPPORTED:
+            level = logging.INFO  # a gateway that maps no UDP ports is nothing to warn of
         log.log(level, "dpfd at %s: %s", format_address(self.address), error or "no answer")
         self._silent = self._silent or not isinstance(error, RefusedError)
 
@@ -103,7 +105,7 @@ class Gateway:
             return False
         return True
 
-    async def forward(self, one: Listener) -> bool:
+    async def forward(self, one: Registrant) -> bool:
         """Get a mapping for ``one``; what happened stands in it. Keeps at it from now on."""
         management = self._manage(one)
         self._heart.start()
@@ -121,13 +123,13 @@ class Gateway:
         self._heart.granted(reply.lifetime)
         return True
 
-    def _forward(self, one: Listener, management: _Management, host: str) -> Forward:
+    def _forward(self, one: Registrant, management: _Management, host: str) -> Forward:
         inside = host if one.nudge_target[0] == "127.0.0.1" else one.bound[0]
         wished = one.proxy or ("0.0.0.0", one.wished)
         return Forward(
             client=self._client,
             listener=one.listener,
-            protocol=TCP,
+            protocol=one.protocol,
             inside=Endpoint(inside, one.bound[1]),
             wished=Endpoint.of(wished),
             management=Endpoint(host, management.port),
@@ -140,7 +142,7 @@ class Gateway:
             session = await self._open_session()
             return str(session.getsockname()[0])
 
-    async def unforward(self, one: Listener) -> None:
+    async def unforward(self, one: Registrant) -> None:
         """Take the mapping back; its management socket is gone at once in any case."""
         self.abandon(one)
         try:
@@ -148,7 +150,7 @@ class Gateway:
         except FAILURES as error:
             log.info("unforward at %s: %s", format_address(self.address), error or "no answer")
 
-    def abandon(self, one: Listener) -> None:
+    def abandon(self, one: Registrant) -> None:
         """Close the management socket and try no more."""
         management = self._managements.pop(one.listener, None)
         if management is not None:
@@ -199,7 +201,7 @@ class Gateway:
             self._session.close()
             self._session = None
 
-    def _manage(self, one: Listener) -> _Management:
+    def _manage(self, one: Registrant) -> _Management:
         known = self._managements.get(one.listener)
         if known is not None:
             return known

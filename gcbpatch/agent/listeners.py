@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from ..addresses import Address, is_wildcard
+from ..wire.messages import TCP
 from . import sockdiag
 from .delivery import Delivery
 from .door import Listen
@@ -38,6 +39,8 @@ class Listener:
     reason: str = ""
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is known what became of the first attempt to register it."""
+    protocol: int = TCP
+    relay: Address | None = None
 
     @property
     def nudge_target(self) -> Address:

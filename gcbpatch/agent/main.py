@@ -38,6 +38,7 @@ class Doorkeeper:
         self._open: set[asyncio.Task[None]] = set()
         self._gone = asyncio.Event()
         desk.listeners.on_idle = self._gone.set
+        desk.datagrams.on_idle = self._gone.set
         self._door = Acceptor(listening, self._accepted)
 
     def _accepted(self, conn: socket.socket, _: object) -> None:
@@ -55,7 +56,7 @@ class Doorkeeper:
         """Return when nobody has been at the door, and nothing listened, for a while."""
         while True:
             self._gone.clear()
-            if self._open or self._desk.listeners.in_use:
+            if self._open or self._desk.busy:
                 await self._wait(60.0)
                 continue
             if not await self._wait(LINGER_SECONDS) and not self._open:
@@ -66,7 +67,7 @@ class Doorkeeper:
             async with asyncio.timeout(seconds):
                 await self._gone.wait()
         except TimeoutError:
-            self._desk.listeners.check()
+            self._desk.registrants.check()
             return False
         return True
 
@@ -110,6 +111,8 @@ class Doorkeeper:
                 raise door.DoorError(f"Listen came with {len(fds)} descriptors; two are right")
             take, put = (socket.socket(fileno=fd) for fd in fds)
             return await self._desk.listen(asked, take, put), ()
+        if isinstance(asked, door.Bind | door.Hold | door.Vacate):
+            return await self._desk.datagram(asked, fds), ()
         door.close_all(fds)
         if isinstance(asked, door.Adopt):
             return self._desk.adopt(asked.cookie)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from ..addresses import Address
 
@@ -18,12 +18,16 @@ _NETLINK_SOCK_DIAG = 4
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
 _TCP_DESTROY_GROUP = 1
+_UDP_DESTROY_GROUP = 2
 _SO_ATTACH_FILTER = 26
 _HEADER = struct.Struct("=IHHII")
+_SPORT_AT = 20
+"""netlink header (16), and four bytes of inet_diag_msg."""
 _DPORT_AT = 22
-"""netlink header (16), four bytes of inet_diag_msg, and the source port."""
 _COOKIE_AT = 60
 _INSTRUCTION = struct.Struct("HBBI")
+Instruction = tuple[int, int, int, int]
+"""Code, jump if true, jump if false, constant (linux/filter.h)."""
 _SOCK_DIAG_BY_FAMILY = 20
 _DUMP_FLAGS = 0x301
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
@@ -41,21 +45,51 @@ _INODE_AT = 84
 _ONLY_LISTENERS = ((0x28, 0, 0, _DPORT_AT), (0x15, 0, 1, 0), (0x06, 0, 0, 0xFFFFFFFF), (6, 0, 0, 0))
 
 
+_MOST_PORTS = 64
+"""Above this many ports, it is cheaper to look at every event than to compare."""
+
+
 def open_events() -> socket.socket:
     """Return a non-blocking netlink socket that reports listeners' ends; raises OSError."""
+    return _open(_TCP_DESTROY_GROUP, _ONLY_LISTENERS)
+
+
+def open_datagram_events() -> socket.socket:
+    """Return one that reports the ends of UDP sockets on the ports given to only_ports()."""
+    return _open(_UDP_DESTROY_GROUP, _of_ports(()))
+
+
+def only_ports(events: socket.socket, ports: Iterable[int]) -> None:
+    """Have events of other local ports dropped: they must not wake the agent."""
+    _attach(events, _of_ports(sorted(set(ports))))
+
+
+def _of_ports(ports: Sequence[int]) -> Sequence[Instruction]:
+    everything: Instruction = (0x06, 0, 0, 0xFFFFFFFF)
+    if len(ports) > _MOST_PORTS:
+        return (everything,)
+    # A match jumps over the rest of the comparisons and over the refusal behind them.
+    tests = [(0x15, len(ports) - i, 0, port) for i, port in enumerate(ports)]
+    return ((0x28, 0, 0, _SPORT_AT), *tests, (0x06, 0, 0, 0), everything)
+
+
+def _open(group: int, program: Sequence[Instruction]) -> socket.socket:
     events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
     try:
         events.setblocking(False)
-        program = b"".join(_INSTRUCTION.pack(*i) for i in _ONLY_LISTENERS)
-        buffer = ctypes.create_string_buffer(program)
-        fprog = struct.pack("HP", len(_ONLY_LISTENERS), ctypes.addressof(buffer))
-        events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
+        _attach(events, program)
         events.bind((0, 0))
-        events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _TCP_DESTROY_GROUP)
+        events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     except OSError:
         events.close()
         raise
     return events
+
+
+def _attach(events: socket.socket, program: Sequence[Instruction]) -> None:
+    buffer = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*i) for i in program))
+    fprog = struct.pack("HP", len(program), ctypes.addressof(buffer))
+    events.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, fprog)
 
 
 def ended(data: bytes) -> Iterator[int]:
@@ -77,11 +111,20 @@ def listening() -> set[int]:
 
     For when events were lost, and now and then to be sure. Raises OSError.
     """
+    return _dump(socket.IPPROTO_TCP, 1 << _TCP_LISTEN)
+
+
+def datagram_sockets() -> set[int]:
+    """Return the cookies of all UDP sockets in this network namespace; raises OSError."""
+    return _dump(socket.IPPROTO_UDP, 0xFFFFFFFF)
+
+
+def _dump(protocol: int, states: int) -> set[int]:
     found: set[int] = set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
         diag.settimeout(_DUMP_SECONDS)
         for family in (socket.AF_INET, socket.AF_INET6):
-            request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 1 << _TCP_LISTEN) + bytes(48)
+            request = _REQUEST.pack(family, protocol, 0, 0, states) + bytes(48)
             header = _HEADER.pack(
                 _HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _DUMP_FLAGS, family, 0
             )

@@ -86,6 +86,7 @@ class Link:
             answer = self._ask_once(message, fds, limit)
             if answer is not None:
                 return answer
+            gevent.sleep(START_PAUSE)
         raise AgentGone("the agent went away")
 
     def _ask_once(
@@ -108,13 +109,18 @@ class Link:
         return self._say(message, fds)
 
     def _say(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> _socket.socket:
-        conn = self._connect()
-        try:
-            door.send(conn, message, fds)
-        except OSError as error:
-            conn.close()
-            raise AgentGone(f"the agent cannot be asked: {error}") from error
-        return conn
+        for _ in range(ASK_TRIES):
+            conn = self._connect()
+            try:
+                door.send(conn, message, fds)
+                return conn
+            except (BrokenPipeError, ConnectionResetError):
+                conn.close()
+                gevent.sleep(START_PAUSE)  # killed, and the kernel is about to close its door
+            except OSError as error:
+                conn.close()
+                raise AgentGone(f"the agent cannot be asked: {error}") from error
+        raise AgentGone("the agent went away")
 
     def _attach(self) -> None:
         """Stay connected as long as this process lives, so that the agent does, too."""

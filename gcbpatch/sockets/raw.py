@@ -40,6 +40,8 @@ class Layer:
         self.connector: Connector | None = None
         self.hosts: set[str] = set()
         """Hosts of our listeners' public addresses."""
+        self.ports: Any = None
+        """What registers UDP sockets; set with a link, by the room above this one."""
 
     def configure(self, link: Link | None) -> None:
         """Begin to work for ``link``, or not at all with None."""
@@ -56,6 +58,9 @@ class Layer:
         if self.link is not None:
             self.listen_again()
 
+    def _has_ports(self) -> bool:
+        return self.ports is not None and any(map(self.ports.has, self.table.states()))
+
     def _listeners(self) -> list[Listener]:
         self.table.prune()
         return [state for state in self.table.states() if isinstance(state, Listener)]
@@ -71,15 +76,19 @@ class Layer:
             self.link.after_fork_in_parent()
 
     def listen_again(self) -> None:
-        """The agent died: the next one learns of every listener that is left here."""
+        """The agent died: the next one learns of every listener and port that is left here."""
         for listener in self._listeners():
             listener.again()
+        for state in self.table.states():
+            if self.ports is not None:
+                self.ports.again(state)
 
     def leave(self) -> None:
         """Begin to work for nobody: the program is no longer patched."""
         if self.link is not None:
             self.link.leave()
         self.configure(None)
+        self.ports = None
         self.hosts.clear()
 
 
@@ -88,6 +97,12 @@ LAYER = Layer()
 os.register_at_fork(
     before=LAYER.before_fork, after_in_parent=LAYER.after_fork_in_parent
 )
+
+
+def wants_identity(link: Link, host: str) -> bool:
+    """Whether a socket bound to ``host`` gets a public address: not loopback, unless routed."""
+    way = link.config.routes.way(host)
+    return not is_loopback(host) if way is None else way is not Way.KERNEL
 
 
 DEFAULT_BACKLOG = min(socket.SOMAXCONN, 128)
@@ -124,6 +139,10 @@ class Raw(_wrefsocket):
         state = LAYER.table.find(self) if LAYER.table else None
         if isinstance(state, Pending):
             become_connecting(self, state)
+        elif self.type == socket.SOCK_DGRAM:
+            self._state = state
+            if LAYER.ports is not None:
+                LAYER.ports.found(self)
         elif state is not None:
             self._state = state
         elif fileno != LAYER.accepted and self._is_tcp() and self._tcp_state() == _TCP_CLOSE:
@@ -133,6 +152,9 @@ class Raw(_wrefsocket):
         """Bind; a public host of ours means all addresses of this host."""
         if LAYER.hosts and isinstance(address, tuple) and address and _is_ours(address[0]):
             address = ("", *address[1:])
+        if LAYER.ports is not None and self.type == socket.SOCK_DGRAM:
+            LAYER.ports.bind(self, address)
+            return
         super().bind(address)
         if self._state is None and LAYER.link is not None:
             self._state = _BOUND
@@ -165,9 +187,7 @@ class Raw(_wrefsocket):
         if not self.type & socket.SOCK_STREAM or not self._takes_ipv4():
             return False
         host, port = _base.getsockname(self)[:2]
-        way = link.config.routes.way(host)
-        usual = not is_loopback(host)
-        return port != 0 and (usual if way is None else way is not Way.KERNEL)
+        return port != 0 and wants_identity(link, host)
 
     def _takes_ipv4(self) -> bool:
         if self.family != socket.AF_INET6:

@@ -97,6 +97,10 @@ class Table:
         """Return what is known, of all sockets."""
         return [state for _, state in self._entries.values()]
 
+    def forget(self, sock: _socket.socket) -> None:
+        """Forget a socket."""
+        self._entries.pop(inode_of(sock.fileno()), None)
+
     def prune(self) -> None:
         """Drop the entries of sockets that this process holds no longer."""
         here = _inodes_here()

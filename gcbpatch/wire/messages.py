@@ -45,6 +45,7 @@ class Command(enum.IntEnum):
     JOIN = 7
     OPEN = 8
     GO = 9
+    FLOW = 10
     SESSION = 16
     FORWARD = 17
     UNFORWARD = 18
@@ -154,11 +155,15 @@ class Register(Message, frozen=True):
 
 
 class RegisterReply(Message, frozen=True):
-    """The proxy address, the claim to it, and how many seconds it lives without REFRESH."""
+    """The proxy address, the claim to it, and how many seconds it lives without REFRESH.
+
+    ``relay`` is the broker's port that relays datagrams, for UDP; 0 if there is none.
+    """
 
     proxy: Endpoint
     claim: Claim
     lifetime: Lifetime
+    relay: Port = 0
 
 
 class Refresh(Message, frozen=True):
@@ -257,6 +262,26 @@ class Go(Message, frozen=True):
     rendezvous: Short
 
 
+class Flow(Message, frozen=True):
+    """From a program's own UDP port to the relay port: relay that listener's datagrams here.
+
+    Said again in time, it keeps the way through NATs open (TURN's Refresh and ChannelBind).
+    """
+
+    client: Id
+    cookie: Short
+    listener: Id
+
+
+class FlowReply(Message, frozen=True):
+    """``observed`` is where datagrams are relayed to now, for ``lifetime`` seconds."""
+
+    epoch: Short
+    cookie: Short
+    observed: Endpoint
+    lifetime: Lifetime
+
+
 class Session(Message, frozen=True):
     """First frame of a command session with dpfd."""
 
@@ -352,6 +377,7 @@ REQUESTS: dict[Command, type[Message]] = {
     Command.JOIN: Join,
     Command.OPEN: Open,
     Command.GO: Go,
+    Command.FLOW: Flow,
     Command.SESSION: Session,
     Command.FORWARD: Forward,
     Command.UNFORWARD: Unforward,
@@ -369,6 +395,7 @@ REPLIES: dict[Command, type[Message]] = {
     Command.CALL: Nothing,
     Command.JOIN: Nothing,
     Command.OPEN: OpenReply,
+    Command.FLOW: FlowReply,
     Command.SESSION: SessionReply,
     Command.FORWARD: ForwardReply,
     Command.UNFORWARD: Nothing,

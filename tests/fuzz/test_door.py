@@ -24,11 +24,15 @@ QUESTIONS: list[door.DoorMessage] = [
     door.Find(bytes(16)),
     door.Dial(ENDPOINT),
     door.AskWorld(),
+    door.Bind(bytes(16), 1, ENDPOINT, 9618),
+    door.Hold(bytes(16), bytes(8)),
+    door.Vacate(),
 ]
 ANSWERS: list[door.DoorMessage] = [
     door.Listening(ENDPOINT, bytes(16), "gcb", 0, ""),
     door.Dialled("relayed", 0, "", ENDPOINT, 1.0),
     door.World(["198.51.100.1"], ["203.0.113.1"]),
+    door.Bound(ENDPOINT, ENDPOINT, ["198.51.100.1"], "gcb", 0, ""),
 ]
 
 

@@ -105,6 +105,8 @@ NUMBERS = [
     (Command.FORWARD, Q, "protocol", 6, 17),
     (Command.QUERY, Q, "protocol", 6, 17),
     (Command.REGISTER, Q, "lifetime", 0, 86400),
+    (Command.REGISTER, R, "relay", 0, 65535),
+    (Command.FLOW, R, "lifetime", 0, 86400),
     (Command.REGISTER, R, "lifetime", 0, 86400),
     (Command.REFRESH, R, "lifetime", 0, 86400),
     (Command.FORWARD, Q, "lifetime", 0, 86400),
@@ -292,7 +294,7 @@ def test_an_endpoint_is_a_socket_address_and_back() -> None:
 
 def test_commands_of_gcb_and_dpf_have_their_own_ranges() -> None:
     gcb = {Command.HELLO, Command.REGISTER, Command.REFRESH, Command.UNREGISTER, Command.CONNECT}
-    gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO}
+    gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW}
     for command in Command:
         assert command in (range(1, 16) if command in gcb else range(16, 32))
 

@@ -1,9 +1,9 @@
 """Reads the example frames and derived values out of docs/protocol.md: they are test vectors.
 
-A block of the document that starts with ```` ```frame NAME ```` or ```` ```value NAME ````
-holds one JSON object and then lines of hexadecimal octets. In the JSON a string that starts
-with ``0x`` stands for bytes. It must never make a vector up: what is not in the document is
-not there.
+A block of the document that starts with ```` ```frame NAME ````, ```` ```value NAME ```` or
+```` ```datagram NAME ```` holds one JSON object and then lines of hexadecimal octets. In the
+JSON a string that starts with ``0x`` stands for bytes. It must never make a vector up: what is
+not in the document is not there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gcbpatch.wire.codec import Kind
 from gcbpatch.wire.messages import REPLIES, REQUESTS, Command, Message
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
-_BLOCK = re.compile(r"^```(frame|value) (.+?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(r"^```(frame|value|datagram) (.+?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _HEX_LINE = re.compile(r"[0-9a-f]{2}( [0-9a-f]{2})*")
 
 
@@ -111,6 +111,11 @@ def _frame(block: Block) -> FrameVector:
 def frames() -> list[FrameVector]:
     """Return the document's example frames."""
     return [_frame(b) for b in blocks(DOCUMENT.read_text("utf-8")) if b.sort == "frame"]
+
+
+def relayed() -> dict[str, Block]:
+    """Return the document's relayed datagrams by name."""
+    return {b.name: b for b in blocks(DOCUMENT.read_text("utf-8")) if b.sort == "datagram"}
 
 
 def values() -> dict[str, Block]:

@@ -1,0 +1,311 @@
+"""The program's UDP ports as the agent knows them: registration, and the way kept open.
+
+The agent holds a second socket on each port, the sibling. The kernel gives it the datagrams
+that begin with the port's magic and no others, so that the agent speaks with the relay from
+the program's own port, through the same mapping of every NAT on the way, and the program's
+descriptor never becomes readable for it. A sibling lives no longer than the program's socket:
+this room must never keep a port busy that the program has given up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..addresses import Address, format_address, is_wildcard
+from ..config import ClientConfig
+from ..errors import RefusedError, RemoteProtocolError, Status
+from ..routes import Way
+from ..wire import auth
+from ..wire.codec import MAX_DATAGRAM
+from ..wire.messages import UDP, Call, Command, Flow, FlowReply, HelloReply
+from . import sockdiag
+from .broker import Broker
+from .control import Control, Unreachable
+from .door import Bind, Bound, Endpoint, Hold
+from .gateway import Gateway
+from .heart import Heart
+
+log = logging.getLogger("gcbpatch.agent")
+
+MAGIC_SIZE = 8
+REFUSED_SECONDS = 60.0
+"""How long a broker without a UDP relay is not asked again."""
+FAILURES = (Unreachable, RefusedError, RemoteProtocolError)
+
+
+class Channel(Control):
+    """The exchange with a relay port from a program's own port: a magic before each frame."""
+
+    def __init__(
+        self,
+        sibling: socket.socket,
+        magic: bytes,
+        relay: Address,
+        client: bytes,
+        key: auth.Key | None,
+    ) -> None:
+        self._sibling = sibling
+        self._magic = magic
+        super().__init__(relay, client, key, _refuse)
+
+    def _open(self) -> socket.socket:
+        self._sibling.setblocking(False)
+        self._loop.add_reader(self._sibling, self._readable)
+        return self._sibling
+
+    def _send(self, data: bytes) -> None:
+        # Never connected: a connected sibling would get everything that the relay sends.
+        try:
+            self._socket.sendto(self._magic + data, self.broker)
+        except OSError as error:
+            self._log_once("cannot send to the relay at %s: %s", error)
+
+    def _readable(self) -> None:
+        while True:
+            try:
+                data, source = self._socket.recvfrom(MAGIC_SIZE + MAX_DATAGRAM + 1)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._log_once("the relay at %s cannot be reached: %s", error)
+                return
+            if source == self.broker and data[:MAGIC_SIZE] == self._magic:
+                self._receive(data[MAGIC_SIZE:])
+
+
+def _refuse(_: Call) -> Status:
+    return Status.UNKNOWN
+
+
+@dataclass(slots=True)
+class Port:
+    """One bound UDP socket of a program."""
+
+    listener: bytes
+    cookie: int
+    bound: Address
+    wished: int
+    nonce: bytes
+    protocol: int = UDP
+    proxy: Address | None = None
+    claim: bytes = b""
+    how: str = ""
+    error: int = 0
+    reason: str = ""
+    relay: Address | None = None
+    broker: Broker | None = None
+    channel: Channel | None = None
+    heart: Heart | None = None
+
+    @property
+    def nudge_target(self) -> Address:
+        """Where the socket is reached from this host."""
+        return ("127.0.0.1" if is_wildcard(self.bound[0]) else self.bound[0]), self.bound[1]
+
+
+class Datagrams:
+    """All registered UDP ports of the tree."""
+
+    def __init__(self, client: bytes, config: ClientConfig) -> None:
+        self._client = client
+        self._config = config
+        self._by_id: dict[bytes, Port] = {}
+        self._brokers: Sequence[Broker] = ()
+        self._gateway: Gateway | None = None
+        self._refused: dict[Address, float] = {}
+        self._events: socket.socket | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self.on_idle: Callable[[], None] = lambda: None
+        """Called when no port is left that needs the agent."""
+
+    def use(self, brokers: Sequence[Broker], gateway: Gateway | None) -> None:
+        """Register with these."""
+        self._brokers, self._gateway = brokers, gateway
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Port]:
+        return iter(list(self._by_id.values()))
+
+    def get(self, listener: bytes) -> Port | None:
+        """Return the port of that id, if it lives."""
+        return self._by_id.get(listener)
+
+    async def bind(self, asked: Bind) -> Bound:
+        """Register a port that the program has bound, with DPF first, else with GCB."""
+        known = self._by_id.get(asked.listener)
+        if known is not None:
+            return self._bound(known)  # several processes of a tree tell a new agent of it
+        one = Port(asked.listener, asked.cookie, asked.bound.address, asked.wished, os.urandom(8))
+        self._watch(one)
+        way = self._config.routes.way(one.bound[0])
+        forwarded = way is not Way.GCB and await self._forward(one)
+        if not forwarded and (way is Way.DPF or not await self._register(one)):
+            self._drop(one)
+        log.info(
+            "UDP port %s: %s",
+            format_address(one.bound),
+            f"{format_address(one.proxy)} by {one.how}" if one.how and one.proxy else one.reason,
+        )
+        return self._bound(one)
+
+    async def _forward(self, one: Port) -> bool:
+        if self._gateway is None:
+            return False
+        if await self._gateway.forward(one):
+            return True
+        self._gateway.abandon(one)
+        return False
+
+    async def _register(self, one: Port) -> bool:
+        for broker in self._brokers:
+            if self._refused.get(broker.address, 0.0) > self._loop.time():
+                one.reason = one.reason or "the broker relays no datagrams"
+            elif await broker.reach() and await self._register_at(broker, one):
+                return True
+        one.reason = one.reason or "no broker answers"
+        return False
+
+    async def _register_at(self, broker: Broker, one: Port) -> bool:
+        if await broker.register(one) and one.relay is not None:
+            one.broker = broker
+            return True
+        broker.disown(one)
+        if one.how or UDP in broker.unsupported:
+            self._refused[broker.address] = self._loop.time() + REFUSED_SECONDS
+        if one.how:
+            one.how, one.reason = "", "the broker relays no datagrams"
+            self._run(broker.unregister(one))
+        return False
+
+    def _bound(self, one: Port) -> Bound:
+        if not one.how or one.proxy is None:
+            return Bound(None, error=one.error, reason=one.reason)
+        hosts = sorted(set().union(*(broker.hosts for broker in self._brokers)))
+        relay = Endpoint.of(one.relay) if one.relay else None
+        return Bound(Endpoint.of(one.proxy), relay, hosts, one.how)
+
+    async def hold(self, asked: Hold, fd: int) -> Bound:
+        """Take the sibling of a registered port: let datagrams come, and keep the way open."""
+        one = self._by_id.get(asked.listener)
+        sibling = socket.socket(fileno=fd)
+        if one is None or one.relay is None or one.channel is not None:
+            sibling.close()
+            return Bound(None, reason="not known")
+        key = self._config.key()
+        one.channel = Channel(sibling, asked.magic, one.relay, self._client, key)
+        one.heart = Heart(self._config.lifetime, lambda: self._beat(one))
+        try:
+            await self._flow(one)
+        except FAILURES as error:
+            self._end(one)
+            return Bound(None, reason=f"the relay: {error}")
+        one.heart.start()
+        return self._bound(one)
+
+    async def _flow(self, one: Port) -> None:
+        """Tell the relay where the port is; raises as Control.ask does."""
+        assert one.channel is not None and one.heart is not None
+        reply = await one.channel.ask(
+            Command.FLOW,
+            lambda cookie: Flow(self._client, cookie, one.listener),
+            self._config.patience,
+        )
+        assert isinstance(reply, FlowReply)
+        one.channel.hello = HelloReply(reply.epoch, reply.cookie, reply.observed, 0)
+        one.heart.granted(reply.lifetime)
+
+    async def _beat(self, one: Port) -> bool:
+        """Keep the way open; a relay that has forgotten the port gets it registered again."""
+        if self._by_id.get(one.listener) is not one:
+            return False
+        try:
+            await self._flow(one)
+        except RefusedError as error:
+            log.info("relay for %s: %s", format_address(one.bound), error)
+            if one.broker is not None and await one.broker.register(one):
+                await self._flow(one)
+        except FAILURES as error:
+            log.info("relay for %s: %s", format_address(one.bound), error)
+        return True
+
+    # --- the ends of sockets
+
+    def _watch(self, one: Port) -> None:
+        self._by_id[one.listener] = one
+        if self._events is None:
+            self._events = sockdiag.open_datagram_events()
+            self._loop.add_reader(self._events, self._read_events)
+        self._narrow()
+
+    def _narrow(self) -> None:
+        assert self._events is not None
+        sockdiag.only_ports(self._events, (one.bound[1] for one in self))
+
+    def _read_events(self) -> None:
+        assert self._events is not None
+        try:
+            while True:
+                cookies = set(sockdiag.ended(self._events.recv(65536)))
+                for one in self:
+                    if one.cookie in cookies:
+                        self._end(one)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self.check()
+
+    def check(self) -> None:
+        """End every port whose socket the kernel does not list any more."""
+        living = sockdiag.datagram_sockets() if self._by_id else set()
+        for one in self:
+            if one.cookie not in living:
+                self._end(one)
+
+    def vacate(self) -> Bound:
+        """A port is wanted: close the siblings of sockets that are gone, whatever events say."""
+        self.check()
+        return Bound(None)
+
+    def _drop(self, one: Port) -> None:
+        self._by_id.pop(one.listener, None)
+        self._narrow()
+        if one.heart is not None:
+            one.heart.stop()
+        if one.channel is not None:
+            one.channel.close()
+
+    def _end(self, one: Port) -> None:
+        if self._by_id.get(one.listener) is not one:
+            return
+        log.info("UDP port %s ended", format_address(one.bound))
+        self._drop(one)
+        if one.how == "dpf" and self._gateway is not None:
+            self._run(self._gateway.unforward(one))
+        elif one.broker is not None:
+            self._run(one.broker.unregister(one))
+        if not self._by_id:
+            self.on_idle()
+
+    def _run(self, step: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(step)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Finish what is under way for ports that ended, and let go of the others."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=1.0)
+        for one in self:
+            self._drop(one)

@@ -1,0 +1,338 @@
+"""A registered UDP socket: what the program does with it, and the header that it never sees.
+
+What comes from the relay has a header, which is read into a buffer of ours beside the
+program's; everything else is the kernel's. The class of a Raw becomes Datagram when its port
+is registered, so that no other socket pays for this. This room must never let a header, a
+control datagram or the relay's address through to the program.
+"""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import operator
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gevent.socket
+
+from ..addresses import Address
+from ..errors import RemoteProtocolError
+from ..wire.datagrams import HEADER_4, MOST_PAYLOAD, WHOLE_4
+from .flow import Flow
+from .raw import LAYER, Raw
+
+_base = _socket.socket
+_recvmsg_into = _base.recvmsg_into
+_sendmsg = _base.sendmsg
+
+# As plain numbers: arithmetic with enumerations takes longer than the kernel does.
+_PEEK, _TRUNC = int(socket.MSG_PEEK), int(socket.MSG_TRUNC)
+_ERRQUEUE = int(socket.MSG_ERRQUEUE)
+_MOST_INT = 2**31
+_ROOM = 65536
+_MOST_ROOMS = 8
+_rooms: list[bytearray] = []
+"""Buffers that are not in use."""
+
+
+@dataclass(slots=True)
+class Got:
+    """One datagram, in the vectors that it was read into or, if it came in parts, joined."""
+
+    size: int
+    offset: int
+    joined: bytes | None
+    ancillary: Any
+    flags: int
+    peer: Address
+
+
+class Datagram(Raw):
+    """A UDP socket whose port has a proxy address; ``_state`` is its Flow."""
+
+    __slots__ = ()
+
+    # --- receiving
+
+    def recv(self, *args: Any) -> bytes:
+        """As recv of a plain socket; the header is taken off."""
+        asked = _numbers(args, 2)
+        if asked is None or asked[0] == 0 or asked[1] & _ERRQUEUE:
+            return super().recv(*args)  # what is wrong is for CPython to say
+        return self._whole(asked[0], asked[1], 0)[0]
+
+    def recvfrom(self, *args: Any) -> tuple[bytes, Any]:
+        """As recvfrom of a plain socket; the address is the peer's."""
+        asked = _numbers(args, 2)
+        if asked is None or asked[1] & _ERRQUEUE:
+            return super().recvfrom(*args)
+        data, got = self._whole(asked[0], asked[1], 0)
+        return data, got.peer
+
+    def recvmsg(self, *args: Any) -> tuple[bytes, Any, int, Any]:
+        """As recvmsg of a plain socket."""
+        asked = _numbers(args, 3)
+        if asked is None or asked[2] & _ERRQUEUE:
+            return super().recvmsg(*args)
+        data, got = self._whole(asked[0], asked[2] & ~_TRUNC, asked[1])
+        return data, got.ancillary, got.flags, got.peer
+
+    def recv_into(self, *args: Any) -> int:
+        """As recv_into of a plain socket."""
+        asked = _numbers((0, *args[1:]), 3)
+        view = _writable(args[0], asked[1]) if args and asked else None
+        if not view or asked is None or asked[2] & _ERRQUEUE:
+            return super().recv_into(*args)
+        return self._into([view], asked[2], 0)[0]
+
+    def recvfrom_into(self, *args: Any) -> tuple[int, Any]:
+        """As recvfrom_into of a plain socket."""
+        asked = _numbers((0, *args[1:]), 3)
+        view = _writable(args[0], asked[1]) if args and asked else None
+        if view is None or asked is None or asked[2] & _ERRQUEUE:
+            return super().recvfrom_into(*args)
+        size, got = self._into([view], asked[2], 0)
+        return size, got.peer
+
+    def recvmsg_into(self, *args: Any) -> tuple[int, Any, int, Any]:
+        """As recvmsg_into of a plain socket."""
+        asked = _numbers((0, *args[1:]), 3)
+        if asked is not None and args and isinstance(args[0], Iterator):
+            # An iterator gives its buffers once, and gevent would hand it over again.
+            _base.recvfrom(self, 0, _PEEK)
+        views, args = _views(args)
+        if views is None or asked is None or asked[2] & _ERRQUEUE:
+            return super().recvmsg_into(*args)
+        size, got = self._into(views, asked[2], asked[1])
+        return size, got.ancillary, got.flags, got.peer
+
+    def _whole(self, size: int, flags: int, ancillary: int) -> tuple[bytes, Got]:
+        """Receive into a buffer of ours; with MSG_TRUNC the octets not asked for are zeros."""
+        room = _rooms.pop() if _rooms else bytearray(_ROOM)
+        try:
+            got = self._receive([room], flags, ancillary)
+            payload = got.joined if got.joined is not None else memoryview(room)[: got.size]
+            data = bytes(payload[got.offset : got.offset + size])
+        finally:
+            _keep(room)
+        missing = got.size - got.offset - size
+        if missing > 0:
+            got.flags |= _TRUNC
+            if flags & _TRUNC:
+                data += bytes(missing)
+        return data, got
+
+    def _into(self, views: list[memoryview], flags: int, ancillary: int) -> tuple[int, Got]:
+        """Receive into the program's buffers, between one for the header and one for the rest."""
+        room = _rooms.pop() if _rooms else bytearray(_ROOM)
+        try:
+            vectors = [bytearray(HEADER_4), *views, room]
+            got = self._receive(vectors, flags, ancillary)
+            if got.joined is not None:
+                _scatter(got.joined, views)
+            elif not got.offset:
+                _scatter(_gather(vectors, got.size), views)
+        finally:
+            _keep(room)
+        size, space = got.size - got.offset, sum(map(len, views))
+        if size > space:
+            got.flags |= _TRUNC
+        return (size if flags & _TRUNC else min(size, space)), got
+
+    def _receive(self, vectors: Sequence[Any], flags: int, ancillary: int) -> Got:
+        """Receive the next datagram that is the program's."""
+        flow: Flow = self._state
+        while True:
+            size, extra, told, source = _recvmsg_into(self, vectors, ancillary, flags & ~_TRUNC)
+            if source != flow.relay:
+                flow.heard_plainly(source)
+                return Got(size, 0, None, extra, told, source)
+            head = vectors[0]
+            if size >= HEADER_4 and head[0] == WHOLE_4:
+                try:
+                    peer = flow.heard(bytes(head[:HEADER_4]))
+                except RemoteProtocolError:
+                    peer = None
+                if peer is not None:
+                    return Got(size, HEADER_4, None, extra, told, peer)
+            else:
+                joined = flow.join(_gather(vectors, size), bool(flags & _PEEK))
+                if joined is not None:
+                    return Got(len(joined[0]), 0, joined[0], extra, told, joined[1])
+            if flags & _PEEK:
+                _base.recvfrom(self, 0)  # not for the program: the next may be
+
+    # --- sending
+
+    def send(self, data: Any, flags: Any = 0) -> int:
+        """As send of a plain socket."""
+        header = self._state.peer_header
+        payload = _readable([data])[0] if header is not None else None
+        if header is None or payload is None or not isinstance(flags, int):
+            return super().send(data, flags)
+        return self._send(header, payload, (), flags)
+
+    def sendto(self, *args: Any) -> int:
+        """As sendto of a plain socket."""
+        if not 2 <= len(args) <= 3:
+            return super().sendto(*args)
+        data, flags = args[0], args[1] if len(args) == 3 else 0
+        address, header = self._route(args[-1])
+        payload = _readable([data])[0] if header else None
+        if payload is None or not isinstance(flags, int):
+            return super().sendto(data, *args[1:-1], address)
+        return self._send(header, payload, (), flags)
+
+    def sendmsg(
+        self, buffers: Any, ancdata: Any = (), flags: Any = 0, address: Any = None
+    ) -> int:
+        """As sendmsg of a plain socket."""
+        header = self._state.peer_header
+        if address is not None:
+            address, header = self._route(address)
+        if not header or not isinstance(flags, int):
+            return super().sendmsg(buffers, ancdata, flags, address)
+        payload, buffers = _readable(buffers)
+        if payload is None:
+            return super().sendmsg(buffers, ancdata, flags, address)
+        return self._send(header, payload, ancdata, flags)
+
+    def _route(self, address: Any) -> tuple[Any, bytes]:
+        """The address with its host in numbers, and the header that it needs, if any."""
+        header = self._state.header_for(address)
+        if header is None and _is_named(address):
+            try:
+                address = gevent.socket.gethostbyname(address[0]), address[1]
+            except OSError:
+                return address, b""  # the kernel's own layer tells of it
+            header = self._state.header_for(address)
+        return address, header or b""
+
+    def _send(self, header: bytes, payload: list[memoryview], ancillary: Any, flags: int) -> int:
+        flow: Flow = self._state
+        size = sum(view.nbytes for view in payload)
+        if size + len(header) <= MOST_PAYLOAD:
+            return _sendmsg(self, [header, *payload], ancillary, flags, flow.relay) - len(header)
+        if size > MOST_PAYLOAD:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+        data = memoryview(b"".join(payload))
+        first, second = flow.next_parts(header)
+        _sendmsg(self, [first, data[: size // 2]], ancillary, flags, flow.relay)
+        _sendmsg(self, [second, data[size // 2 :]], ancillary, flags, flow.relay)
+        return size
+
+    # --- names
+
+    def getsockname(self) -> Any:
+        """The proxy address."""
+        name = _base.getsockname(self)
+        link = LAYER.link
+        local = link is not None and link.config.identity == "local"
+        return name if local else self._state.label.public
+
+    def getpeername(self) -> Any:
+        """The peer that the program has connected to."""
+        return self._state.label.peer or _base.getpeername(self)
+
+    def connect(self, address: Any) -> None:
+        """Connect: in the kernel, or to a peer behind the relay by a filter."""
+        self._connect_by(address, _base.connect)
+
+    def connect_ex(self, address: Any) -> int:
+        """As connect, with an errno instead of OSError."""
+        return self._connect_by(address, _base.connect_ex) or 0
+
+    def _connect_by(self, address: Any, how: Callable[[Datagram, Any], int | None]) -> int | None:
+        flow: Flow = self._state
+        address, header = self._route(address)
+        by_relay = bool(header)
+        error = None
+        if not by_relay or flow.kernel_connected:
+            # Nothing but another connect() takes a kernel's connect back.
+            error = how(self, flow.relay if by_relay else address)
+            flow.kernel_connected = flow.kernel_connected or not error
+        if not error:
+            flow.connect(self, address if by_relay else None)
+        return error
+
+
+def _is_named(address: Any) -> bool:
+    """Whether the host of an address is a name that somebody has to look up."""
+    if type(address) is not tuple or len(address) != 2 or not isinstance(address[0], str):
+        return False
+    return isinstance(address[1], int) and address[0] not in ("", "<broadcast>")
+
+
+def _numbers(args: tuple[Any, ...], most: int) -> list[int] | None:
+    """Return three numbers for at most ``most`` arguments; None if CPython would not take them."""
+    if len(args) == 1 and type(args[0]) is int and 0 <= args[0] <= sys.maxsize:
+        return [args[0], 0, 0]
+    if not 1 <= len(args) <= most:
+        return None
+    try:
+        numbers = [operator.index(arg) for arg in args]
+    except TypeError:
+        return None
+    if not 0 <= numbers[0] <= sys.maxsize:
+        return None
+    if not all(-_MOST_INT <= number < _MOST_INT for number in numbers[1:]):
+        return None
+    return numbers + [0] * (3 - len(numbers))
+
+
+def _writable(buffer: Any, size: int) -> memoryview | None:
+    """Return the part of a buffer that is to be filled; None if CPython would not fill it."""
+    views = _views(([buffer],))[0]
+    if views is None or not 0 <= size <= len(views[0]):
+        return None
+    return views[0][:size] if size else views[0]
+
+
+def _views(args: tuple[Any, ...]) -> tuple[list[memoryview] | None, tuple[Any, ...]]:
+    """Return views of the first argument's buffers, None if CPython would not fill them.
+
+    And the arguments with a list in the place of an iterator, which could not be read again.
+    """
+    try:
+        args = (list(args[0]), *args[1:])
+        views = [memoryview(buffer).cast("B") for buffer in args[0]]
+    except (IndexError, TypeError, BufferError):
+        return None, args
+    return (None if any(view.readonly for view in views) else views), args
+
+
+def _readable(buffers: Any) -> tuple[list[memoryview] | None, Any]:
+    """Return views of buffers that are to be sent, and a list in the place of an iterator."""
+    try:
+        buffers = list(buffers)
+        return [memoryview(buffer) for buffer in buffers], buffers
+    except (TypeError, BufferError):
+        return None, buffers
+
+
+def _gather(vectors: Sequence[Any], size: int) -> bytes:
+    """Return the first ``size`` octets of what lies in several buffers."""
+    pieces = []
+    for vector in vectors:
+        pieces.append(memoryview(vector)[:size])
+        size -= len(pieces[-1])
+    return b"".join(pieces)
+
+
+def _scatter(data: bytes, views: list[memoryview]) -> None:
+    """Lay data into several buffers, as much as goes in."""
+    at = 0
+    for view in views:
+        piece = data[at : at + len(view)]
+        view[: len(piece)] = piece
+        at += len(piece)
+
+
+def _keep(room: bytearray) -> None:
+    if len(_rooms) < _MOST_ROOMS:
+        _rooms.append(room)

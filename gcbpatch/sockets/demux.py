@@ -1,0 +1,195 @@
+"""Splits the control datagrams off a program's UDP port, in the kernel.
+
+A sibling socket on the same port, held by the agent, gets what begins with the port's magic.
+A filter on the program's own socket drops what the sibling does not take: what comes while
+the program's socket is connected, and, when it is connected through the relay, everybody else.
+The filter also carries, in instructions without effect, what a process has to know that gets
+the socket by fork, exec or SCM_RIGHTS (SO_GET_FILTER gives it back). Layouts: linux/filter.h.
+
+This room must never leave SO_REUSEPORT on where a program could see it.
+"""
+
+from __future__ import annotations
+
+import _socket
+import ctypes
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..addresses import Address, pack_host, unpack_host
+
+_SO_ATTACH_REUSEPORT_CBPF = 51
+_SO_ATTACH_FILTER = 26
+_SO_DETACH_FILTER = 27
+_MOST_INSTRUCTIONS = 4096
+_INSTRUCTION = struct.Struct("=HBBI")
+_MAGIC = struct.Struct(">II")
+_FPROG = struct.Struct("HP")
+
+Instruction = tuple[int, int, int, int]
+"""Code, jump if true, jump if false, constant."""
+
+# Load a constant, the length, a word, a half; jump if equal, if greater or equal; return.
+_IMM, _LEN, _WORD, _HALF, _EQUAL, _LEAST, _RETURN = 0x00, 0x80, 0x20, 0x28, 0x15, 0x35, 0x06
+_EVERYTHING = 0xFFFFFFFF
+_UDP_HEADER = 8
+_SOURCE_HOST = 0xFFF00000 + 12
+"""SKF_NET_OFF and where IPv4 has its source address."""
+_LABEL = 0x47434275
+"""Says that a filter is one of ours: "GCBu"."""
+
+# Called without letting other threads run, so that one buffer is enough for all.
+_getsockopt = ctypes.PyDLL(None).getsockopt
+_buffer = ctypes.create_string_buffer(_MOST_INSTRUCTIONS * _INSTRUCTION.size)
+_base = _socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a registered socket carries along. ``peer`` is whom it is connected to by relay."""
+
+    magic: bytes
+    listener: bytes
+    public: Address
+    relay: Address
+    peer: Address | None = None
+
+
+def attach(sock: _socket.socket, label: Label) -> None:
+    """Put the filter and the label on the program's socket; raises OSError."""
+    words = [_LABEL, *_MAGIC.unpack(label.magic), *struct.unpack(">4I", label.listener)]
+    for address in (label.public, label.relay, label.peer):
+        words += _words_of(address)
+    carried: list[Instruction] = [(_IMM, 0, 0, word) for word in words]
+    rule = _only(label) if label.peer else _without(label.magic)
+    _set(sock, _SO_ATTACH_FILTER, [*carried, *rule])
+
+
+def label_of(sock: _socket.socket) -> Label | None:
+    """Return what attach() put on a socket, in whatever process; None if it is not ours."""
+    program = _filter_of(_base.fileno(sock))
+    if len(program) < 13 or program[0] != (_IMM, 0, 0, _LABEL):
+        return None
+    words = [constant for _, _, _, constant in program[1:13]]
+    addresses = [_address_of(*words[at : at + 2]) for at in (6, 8, 10)]
+    magic, listener = _MAGIC.pack(*words[:2]), struct.pack(">4I", *words[2:6])
+    public, relay, peer = addresses
+    if public is None or relay is None:
+        return None
+    return Label(magic, listener, public, relay, peer)
+
+
+def has_filter(sock: _socket.socket) -> bool:
+    """Return whether the program has put a filter of its own on a socket."""
+    return bool(_filter_of(_base.fileno(sock)))
+
+
+def detach(sock: _socket.socket) -> None:
+    """Take the filter off again."""
+    _base.setsockopt(sock, socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+
+
+def connected(sock: _socket.socket, label: Label, peer: Address | None) -> Label:
+    """Let only ``peer``'s datagrams from the relay come, or again everybody's with None."""
+    changed = replace(label, peer=peer)
+    attach(sock, changed)
+    return changed
+
+
+def sibling_of(sock: _socket.socket, magic: bytes) -> _socket.socket:
+    """Return a socket on the same port that gets what begins with ``magic``; raises OSError.
+
+    The program's socket was bound without SO_REUSEPORT, so nobody else is there. It has the
+    option only while the sibling joins: the kernel asks the one that it finds first, the
+    sibling, whether there is a group.
+    """
+    sibling = _base(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        _base.setsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            _join(sibling, sock, magic)
+        finally:
+            _base.setsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+    except OSError:
+        sibling.close()
+        raise
+    return sibling
+
+
+def _join(sibling: _socket.socket, sock: _socket.socket, magic: bytes) -> None:
+    sibling.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    device = _base.getsockopt(sock, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 64)
+    if device:
+        sibling.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
+    # Before it is bound: what comes until the group can choose must not wait in its queue.
+    _set(sibling, _SO_ATTACH_FILTER, _matching(magic, _UDP_HEADER, yes=_EVERYTHING, no=0))
+    sibling.bind(_base.getsockname(sock))
+    _set(sibling, _SO_ATTACH_REUSEPORT_CBPF, _matching(magic, 0, yes=1, no=0))
+
+
+def _matching(magic: bytes, at: int, yes: int, no: int) -> list[Instruction]:
+    """Return ``yes`` for what has the magic at ``at``, else ``no``."""
+    first, second = _MAGIC.unpack(magic)
+    return [
+        (_LEN, 0, 0, 0),
+        (_LEAST, 0, 5, at + 8),
+        (_WORD, 0, 0, at),
+        (_EQUAL, 0, 3, first),
+        (_WORD, 0, 0, at + 4),
+        (_EQUAL, 0, 1, second),
+        (_RETURN, 0, 0, yes),
+        (_RETURN, 0, 0, no),
+    ]
+
+
+def _without(magic: bytes) -> list[Instruction]:
+    return _matching(magic, _UDP_HEADER, yes=0, no=_EVERYTHING)
+
+
+def _only(label: Label) -> list[Instruction]:
+    """Nothing but frames from the relay whose header names the peer."""
+    assert label.peer is not None
+    tests = [
+        (_WORD, _SOURCE_HOST, _host_word(label.relay)),
+        (_HALF, 0, label.relay[1]),
+        (_HALF, _UDP_HEADER + 2, label.peer[1]),
+        (_WORD, _UDP_HEADER + 4, _host_word(label.peer)),
+    ]
+    program: list[Instruction] = [(_LEN, 0, 0, 0), (_LEAST, 0, 2 * len(tests) + 1, 16)]
+    for number, (load, at, value) in enumerate(tests):
+        program += [(load, 0, 0, at), (_EQUAL, 0, 2 * (len(tests) - number) - 1, value)]
+    return [*program, (_RETURN, 0, 0, _EVERYTHING), (_RETURN, 0, 0, 0)]
+
+
+def _host_word(address: Address) -> int:
+    return int.from_bytes(pack_host(address[0]), "big")
+
+
+def _words_of(address: Address | None) -> tuple[int, int]:
+    return (_host_word(address), address[1]) if address is not None else (0, 0)
+
+
+def _address_of(host: int, port: int) -> Address | None:
+    return (unpack_host(host.to_bytes(4, "big")), port) if port else None
+
+
+def _set(sock: _socket.socket, option: int, program: Sequence[Instruction]) -> None:
+    octets = b"".join(_INSTRUCTION.pack(*instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(octets, len(octets))
+    fprog = _FPROG.pack(len(program), ctypes.addressof(buffer))
+    _base.setsockopt(sock, socket.SOL_SOCKET, option, fprog)
+
+
+def _filter_of(fd: int) -> list[Instruction]:
+    """Return the filter on a socket; empty if there is none, or one that cannot be read.
+
+    Not getsockopt() of Python, whose buffer would have as many octets as the kernel takes
+    for instructions.
+    """
+    count = ctypes.c_uint(_MOST_INSTRUCTIONS)
+    if _getsockopt(fd, socket.SOL_SOCKET, _SO_ATTACH_FILTER, _buffer, ctypes.byref(count)):
+        return []
+    octets = ctypes.string_at(_buffer, count.value * _INSTRUCTION.size)
+    return list(_INSTRUCTION.iter_unpack(octets))

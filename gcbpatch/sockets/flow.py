@@ -1,0 +1,160 @@
+"""What a process knows of one registered UDP port: who is reached through the relay.
+
+A peer that was heard through the relay is answered through it, so that it sees the address
+that it spoke to. A peer on a broker's host is a proxy address and gets our own proxy address
+to see. Everybody else is reached by the kernel alone. This room must never send anything,
+and never remember peers without bound.
+"""
+
+from __future__ import annotations
+
+import _socket
+import time
+import weakref
+from dataclasses import replace
+from typing import Any, Generic, TypeVar
+
+from ..addresses import Address, is_ip
+from ..errors import RemoteProtocolError
+from ..wire import datagrams
+from . import demux
+from .demux import Label
+
+MOST_PEERS = 8192
+PEER_SECONDS = 1800.0
+"""A peer that was silent for twice as long is forgotten."""
+
+_K = TypeVar("_K")
+_V = TypeVar("_V")
+
+
+class Recent(Generic[_K, _V]):
+    """Values in two generations: the older goes when the younger is full, or of age.
+
+    A look-up costs one dictionary access and, unlike cachetools', may happen in several
+    threads at once: every step is one operation of a dictionary.
+    """
+
+    def __init__(self, most: int = MOST_PEERS, seconds: float = PEER_SECONDS) -> None:
+        self._most, self._seconds = most, seconds
+        self._young: dict[_K, _V] = {}
+        self._old: dict[_K, _V] = {}
+        self._until = time.monotonic() + seconds
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, key: _K) -> _V | None:
+        """Return a value, and keep it for longer."""
+        value = self._young.get(key)
+        if value is None:
+            value = self._old.pop(key, None)
+            if value is not None:
+                self.put(key, value)
+        return value
+
+    def put(self, key: _K, value: _V) -> None:
+        """Remember a value."""
+        now = time.monotonic()
+        if len(self._young) >= self._most or now >= self._until:
+            self._young, self._old = {}, self._young
+            self._until = now + self._seconds
+        self._young[key] = value
+
+
+class Flow:
+    """One registered port; shared by the dups of its socket in this process."""
+
+    def __init__(self, label: Label, hosts: frozenset[str], ports: frozenset[int]) -> None:
+        """``hosts`` are those of proxy addresses, except at the ``ports`` of commands."""
+        self.label = label
+        self.relay = label.relay
+        self.parts = datagrams.Parts()
+        self.kernel_connected = False
+        self.sockets: weakref.WeakSet[_socket.socket] = weakref.WeakSet()
+        """The objects in this process by which the port is used."""
+        self._hosts = hosts | {label.public[0]}
+        self._ports = ports
+        # Headers of peers through the relay; empty ones stand for peers of the kernel's.
+        self._headers: Recent[Address, bytes] = Recent()
+        self._peers: Recent[bytes, Address] = Recent()
+        self._number = 0
+        self.peer_header = datagrams.whole(label.peer) if label.peer else None
+        """Of the peer that the socket is connected to through the relay."""
+
+    def release(self) -> None:
+        """Nothing is held: the sibling is the agent's."""
+
+    def header_for(self, address: Any) -> bytes | None:
+        """Return what has to stand before a datagram to ``address``, which may be nothing.
+
+        None if it is no address in numbers: the kernel's own layer says what is wrong with
+        it, or what it means.
+        """
+        if type(address) is not tuple or len(address) != 2:
+            return None
+        host, port = address
+        if not isinstance(host, str) or not isinstance(port, int):
+            return None
+        header = self._headers.get(address)
+        if header is None and is_ip(host):
+            header = self._header_of(host, port)
+            self._headers.put(address, header)
+        return header
+
+    def _header_of(self, host: str, port: int) -> bytes:
+        proxied = host in self._hosts and port not in self._ports and 0 < port < 65536
+        return datagrams.whole((host, port)) if proxied and (host, port) != self.relay else b""
+
+    def heard(self, header: bytes) -> Address:
+        """Return the peer that the header of a whole datagram names; it is answered by relay.
+
+        Raises RemoteProtocolError when it names none.
+        """
+        peer = self._peers.get(header)
+        if peer is None:
+            peer = datagrams.parse(header).peer
+            self._peers.put(header, peer)
+        if self._headers.get(peer) != header:
+            self._headers.put(peer, header)
+        return peer
+
+    def heard_plainly(self, peer: Address) -> None:
+        """This peer speaks with us by itself, and is answered so."""
+        if self._headers.get(peer):
+            self._headers.put(peer, b"")
+
+    def join(self, data: bytes, peeked: bool) -> tuple[bytes, Address] | None:
+        """Take what came from the relay and is no whole datagram over IPv4.
+
+        Returns the datagram that it completes, and its peer; None for none, and for garbage.
+        """
+        try:
+            header = datagrams.parse(data)
+            if header.part == 0:
+                return None
+            self.heard(datagrams.whole(header.peer))
+        except RemoteProtocolError:
+            return None
+        payload = data[header.size :]
+        joined = self.parts.join(header, payload, time.monotonic(), peeked)
+        return None if joined is None else (joined, header.peer)
+
+    def next_parts(self, header: bytes) -> tuple[bytes, bytes]:
+        """Return the headers of the two parts of the next datagram that needs them."""
+        self._number += 1
+        return datagrams.parts(datagrams.parse(header).peer, self._number)
+
+    def moved(self, sock: _socket.socket, public: Address, relay: Address) -> None:
+        """The port was registered anew, and may have another proxy address now."""
+        if (public, relay) != (self.label.public, self.relay):
+            self.label = replace(self.label, public=public, relay=relay)
+            self.relay = relay
+            self._hosts |= {public[0]}
+            demux.attach(sock, self.label)
+
+    def connect(self, sock: _socket.socket, peer: Address | None) -> None:
+        """Let the socket hear only ``peer`` through the relay; with None, whomever it could."""
+        if peer != self.label.peer:
+            self.label = demux.connected(sock, self.label, peer)
+        self.peer_header = datagrams.whole(peer) if peer else None

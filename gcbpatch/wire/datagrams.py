@@ -1,0 +1,136 @@
+"""Datagrams between a program's port and its broker's relay port: a header in front of each.
+
+    offset size
+    0      1    kind: D4 whole, E4 one of two parts; D6 and E6 where the peer's host is IPv6
+    1      1    0 in a whole datagram; 1 in the first part of two, 2 in the second
+    2      2    the peer's port
+    4      4    the peer's host (16 octets of IPv6)
+    8      4    only in parts: the number of the datagram that they are parts of
+    ...    n    what the program sends or gets
+
+The header names the peer (TURN's ChannelData has a number instead, RFC 8656, section 12),
+so there is no table at either end and no round trip before anybody's first datagram. What is
+too large to have a header goes in two parts. Numbers are big-endian.
+
+This room must never keep parts without bound, and never raise anything but
+RemoteProtocolError for what came from the network.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from ..addresses import Address, pack_host, unpack_host
+from ..errors import LocalProtocolError, RemoteProtocolError, Status
+
+MOST_PAYLOAD = 65507
+"""What a datagram over IPv4 can hold: 65535 less the IP and UDP headers."""
+MOST_HEADER = 24
+
+WHOLE_4, PART_4, WHOLE_6, PART_6 = 0xD4, 0xE4, 0xD6, 0xE6
+CONTROL_BIT = 0x80
+"""Clear in the first octet of whatever is not a datagram of a program's."""
+
+HEADER_4 = 8
+_HEAD = struct.Struct(">BBH")
+_NUMBER = struct.Struct(">I")
+_SIZES = {WHOLE_4: 8, PART_4: 12, WHOLE_6: 20, PART_6: 24}
+_PARTS = {WHOLE_4: (0,), WHOLE_6: (0,), PART_4: (1, 2), PART_6: (1, 2)}
+
+MOST_OPEN = 16
+"""Datagrams of which one part is here; the oldest goes first."""
+PART_SECONDS = 5.0
+"""How long one part waits for the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before a payload. ``part`` is 0 for a whole datagram, else 1 or 2."""
+
+    peer: Address
+    part: int
+    number: int
+    size: int
+
+
+def whole(peer: Address) -> bytes:
+    """Return the header of a datagram to or from ``peer``; raises LocalProtocolError."""
+    host = _host(peer)
+    kind = WHOLE_4 if len(host) == 4 else WHOLE_6
+    return _HEAD.pack(kind, 0, peer[1]) + host
+
+
+def parts(peer: Address, number: int) -> tuple[bytes, bytes]:
+    """Return the headers of the two parts of datagram ``number``, counted modulo 2^32."""
+    host = _host(peer)
+    kind = PART_4 if len(host) == 4 else PART_6
+    rest = host + _NUMBER.pack(number & 0xFFFFFFFF)
+    return _HEAD.pack(kind, 1, peer[1]) + rest, _HEAD.pack(kind, 2, peer[1]) + rest
+
+
+def _host(peer: Address) -> bytes:
+    if not 0 < peer[1] < 65536:
+        raise LocalProtocolError(f"{peer[1]} is no port that a datagram could go to")
+    try:
+        return pack_host(peer[0])
+    except ValueError as error:
+        raise LocalProtocolError(str(error)) from error
+
+
+def parse(data: bytes | bytearray | memoryview) -> Header:
+    """Read the header that ``data`` (at most the whole datagram) begins with.
+
+    Raises RemoteProtocolError when it is none.
+    """
+    size = _SIZES.get(data[0]) if len(data) >= HEADER_4 else None
+    if size is None or len(data) < size:
+        raise RemoteProtocolError(Status.MALFORMED, "no header of a relayed datagram")
+    kind, part, port = _HEAD.unpack_from(data)
+    if part not in _PARTS[kind] or not port:
+        raise RemoteProtocolError(Status.MALFORMED, f"part {part} of kind {kind}, port {port}")
+    end = size - 4 if part else size
+    number = _NUMBER.unpack_from(data, end)[0] if part else 0
+    return Header((unpack_host(bytes(data[4:end])), port), part, number, size)
+
+
+class Parts:
+    """First and second parts that wait for each other; bounded in number and in time."""
+
+    def __init__(self) -> None:
+        self._open: dict[tuple[Address, int], tuple[int, bytes, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def completes(self, header: Header, now: float) -> bool:
+        """Return whether the other part is here, so that join() would give the whole."""
+        known = self._open.get((header.peer, header.number))
+        return known is not None and known[0] != header.part and now < known[2]
+
+    def join(
+        self, header: Header, payload: bytes, now: float, peeked: bool = False
+    ) -> bytes | None:
+        """Take a part; return the datagram when both are here.
+
+        None also for one that would be larger than any datagram, which is dropped. A
+        part that was only peeked at, and completes one, will come again.
+        """
+        key = header.peer, header.number
+        if not self.completes(header, now):
+            self._keep(key, header.part, payload, now)
+            return None
+        other = self._open[key][1]
+        joined = payload + other if header.part == 1 else other + payload
+        fits = len(joined) <= MOST_PAYLOAD
+        if not (peeked and fits):
+            del self._open[key]
+        return joined if fits else None
+
+    def _keep(self, key: tuple[Address, int], part: int, payload: bytes, now: float) -> None:
+        self._open.pop(key, None)
+        self._open[key] = part, payload, now + PART_SECONDS
+        for old in [k for k, (_, _, until) in self._open.items() if until <= now]:
+            del self._open[old]
+        while len(self._open) > MOST_OPEN:
+            del self._open[next(iter(self._open))]
