@@ -102,13 +102,11 @@ def _one_process(job: Job, left: list[str], folder: Path) -> dict[str, Verdict]:
     report.touch()
     work = folder / "work"
     work.mkdir()
-    # What is not to be run is named, since all of a class is the usual case.
-    done = [test for test in job.ids if test not in left]
-    argv = [sys.executable, "-X", "faulthandler", "-m", WORKER, job.module, job.cls, str(report)]
+    argv = [sys.executable, "-X", "faulthandler", "-m", WORKER, job.module, str(report), *left]
     own = {"TMPDIR": str(work), "GCB_LOG_FILE": str(folder / "log"), "GCB_LOG": "INFO"}
     environ = environment(job.mode, **own, **job.settings)
     with output.open("wb") as out, subprocess.Popen(
-        argv + done,
+        argv,
         env=environ,
         cwd=work,
         stdin=subprocess.DEVNULL,
