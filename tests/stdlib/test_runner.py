@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .runner import Job, run
-from .suite import missing
+from .suite import class_of, missing
 
 if reason := missing():
     pytest.skip(reason, allow_module_level=True)
@@ -26,3 +26,11 @@ def test_the_ids_behind_one_that_hangs_are_run() -> None:
     ids = [POLL + "test_poll1", ENDLESS, POLL + "test_threaded_poll"]
     outcome = run(Job("test.test_poll", "PollTests", ids, "gevent", hang=5))
     assert [outcome.verdicts[test].word for test in ids] == ["ok", "hang", "fail"]
+
+
+def test_an_id_that_is_not_there_is_not_called_good() -> None:
+    """gevent takes epoll away, and so asyncio's tests have no class for it."""
+    test = "test.test_asyncio.test_sock_lowlevel.EPollEventLoopTests.test_sock_accept"
+    module, cls = class_of(test)
+    outcome = run(Job(module, cls, [test], "gevent"))
+    assert outcome.verdicts[test].word == "absent"
