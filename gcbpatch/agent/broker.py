@@ -211,7 +211,7 @@ class Broker:
 
     def _answer_call(self, call: Call) -> Status:
         one = self._listeners.get(call.listener)
-        if not isinstance(one, Listener) or not one.listens:
+        if not isinstance(one, Listener) or not one.listens or not one.is_there():
             return Status.UNKNOWN
         if not hmac.compare_digest(one.nonce, call.nonce):
             return Status.UNKNOWN

@@ -57,6 +57,8 @@ class Desk:
         self.registrants = Registrants((self.listeners, self.datagrams))
         self.reception = Reception()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._answering: dict[bytes, asyncio.Task[None]] = {}
+        """The listener's side of each rendezvous that is under way here."""
         self._routes = config.routes
         start = random.randrange(len(CONNECTOR_PORTS))
         self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
@@ -155,9 +157,9 @@ class Desk:
     async def dial(self, asked: Dial) -> tuple[Dialled, int | None]:
         """Connect to a proxy address; returns the answer and a descriptor that it carries."""
         target = asked.target.address
-        mine = self.listeners.by_proxy(target)
-        if self._routes.way(target[0]) is Way.GCB:
-            mine = mine or self.listeners.by_bound(target)
+        brokered = self._routes.way(target[0]) is Way.GCB
+        mine = self._mine(target, brokered)
+        if brokered:
             target = (mine.how == "gcb" and mine.proxy) or target if mine else target
         elif mine is not None:
             return Dialled("own", kernel=Endpoint.of(mine.nudge_target)), None
@@ -167,6 +169,16 @@ class Desk:
             if target[0] in broker.hosts and await broker.reach():
                 return await self._dial_by(broker, target, asked.port or next(self._ports))
         return Dialled("kernel", kernel=asked.target, reason="no broker of it answers"), None
+
+    def _mine(self, target: Address, brokered: bool) -> Listener | None:
+        """Return who of this tree listens at ``target``: by its identity, or by its own name."""
+        while True:
+            found = self.listeners.by_proxy(target)
+            if found is None and brokered:
+                found = self.listeners.by_bound(target)
+            if found is None or found.is_there():
+                return found
+            self.listeners.forget(found.listener)
 
     async def _dial_neighbour(self, target: Address) -> Dialled:
         assert self._gateway is not None
@@ -183,14 +195,31 @@ class Desk:
         try:
             arranged = await broker.connect(target, port)
             kind, sock = await dial.race(broker, self.reception, arranged)
+            await self._delivered(arranged.rendezvous, sock)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
         took = (loop.time() - began) * 1000
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
         return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()
 
+    async def _delivered(self, rendezvous: bytes, sock: socket.socket) -> None:
+        """Wait until a listener of this very tree has the connection in its queue.
+
+        When the kernel's connect() returns, the listener is readable; a program that talks to
+        itself may count on that, or close the listener at once.
+        """
+        answering = self._answering.get(rendezvous)
+        try:
+            if answering is not None:
+                await asyncio.wait((answering,))
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
     def _called(self, broker: Broker, one: Listener, call: Call) -> None:
-        self._run(self._answer(broker, one, call))
+        answering = self._run(self._answer(broker, one, call))
+        self._answering[call.rendezvous] = answering
+        answering.add_done_callback(lambda _: self._answering.pop(call.rendezvous, None))
 
     async def _answer(self, broker: Broker, one: Listener, call: Call) -> None:
         who = format_address(call.peer.address)
@@ -220,10 +249,11 @@ class Desk:
             for broker in self._brokers:
                 self._run(broker.unregister(one))
 
-    def _run(self, step: Coroutine[Any, Any, None]) -> None:
+    def _run(self, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(step)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Finish what is under way for listeners that ended, then stop."""

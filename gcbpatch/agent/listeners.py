@@ -47,6 +47,15 @@ class Listener:
         """Where a connect reaches the listening socket from this host."""
         return self.delivery.target
 
+    def is_there(self) -> bool:
+        """Ask the kernel whether its socket still is: the event of its end takes its time.
+
+        Raises OSError.
+        """
+        if not self.listens or sockdiag.listens(self.nudge_target, self.cookie):
+            return True
+        return self.cookie in sockdiag.listening()
+
 
 def _reachable(bound: Address) -> Address:
     return ("127.0.0.1" if is_wildcard(bound[0]) else bound[0]), bound[1]

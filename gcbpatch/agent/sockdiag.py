@@ -36,7 +36,7 @@ _REQUEST = struct.Struct("=BBBBI")
 _DUMP_SECONDS = 2.0
 _REQUEST_FLAG = 1
 _NO_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
-"""No interface, and INET_DIAG_NOCOOKIE twice."""
+"""No interface, and INET_DIAG_NOCOOKIE twice: whatever the socket's cookie is."""
 _INODE_AT = 84
 """netlink header (16), four bytes, the socket's id (48), expires, two queues, uid."""
 
@@ -140,19 +140,34 @@ def is_accepted(local: Address, peer: Address) -> bool:
     One that still waits in a backlog stands on no file: its inode is 0. Addresses are IPv4,
     also where the listening socket is a dual-stack one. Raises OSError.
     """
+    data = _look_up(local, peer, _NO_COOKIE)
+    if data is None or len(data) < _INODE_AT + 4:
+        return False
+    return bool(struct.unpack_from("=I", data, _INODE_AT)[0])
+
+
+def listens(local: Address, cookie: int) -> bool:
+    """Return whether who would answer at ``local``, an IPv4 address, is the socket ``cookie``.
+
+    No is not the last word: where several share a port, another may have been found. Raises
+    OSError.
+    """
+    wanted = struct.pack("=III", 0, cookie & 0xFFFFFFFF, cookie >> 32)
+    return _look_up(local, ("0.0.0.0", 0), wanted) is not None
+
+
+def _look_up(local: Address, peer: Address, cookie: bytes) -> bytes | None:
+    """Ask for one TCP socket; returns its message, None if there is none with that cookie."""
     ports = struct.pack("!HH", local[1], peer[1])
     hosts = b"".join(socket.inet_aton(a[0]).ljust(16, b"\0") for a in (local, peer))
     request = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
-    request += ports + hosts + _NO_COOKIE
+    request += ports + hosts + cookie
     header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_FLAG, 0, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:
         diag.settimeout(_DUMP_SECONDS)
         diag.send(header + request)
         data = diag.recv(65536)
-    kind = _HEADER.unpack_from(data)[1]
-    if kind != _SOCK_DIAG_BY_FAMILY or len(data) < _INODE_AT + 4:
-        return False
-    return bool(struct.unpack_from("=I", data, _INODE_AT)[0])
+    return data if _HEADER.unpack_from(data)[1] == _SOCK_DIAG_BY_FAMILY else None
 
 
 def _read_dump(data: bytes, found: set[int]) -> bool:

@@ -14,7 +14,8 @@ END = ".(end)"
 """Ends the id under which the end of a class, with its fixtures and its process, stands."""
 
 GOOD, PASSED_OVER, BAD = range(3)
-RANK = {"ok": GOOD, "skip": PASSED_OVER, "fail": BAD, "error": BAD, "died": BAD, "hang": BAD}
+RANK = {"ok": GOOD, "skip": PASSED_OVER}
+RANK |= dict.fromkeys(("fail", "error", "died", "hang", "absent"), BAD)
 
 
 @dataclass(frozen=True)

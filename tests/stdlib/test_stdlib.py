@@ -28,7 +28,7 @@ BROKERED = {
     ("test.test_ftplib", "TestFTPClass"): 50,
     ("test.test_xmlrpc", "SimpleServerTestCase"): 5,
     ("test.test_asyncio.test_streams", "StreamTests"): 5,
-    ("test.test_asyncio.test_sock_lowlevel", "EPollEventLoopTests"): 5,
+    ("test.test_asyncio.test_sock_lowlevel", "PollEventLoopTests"): 5,
 }
 """How many connections at least take the broker's way: else the brokered mode proves nothing."""
 

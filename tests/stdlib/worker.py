@@ -156,24 +156,20 @@ def listing(modules: list[str]) -> None:
     print(json.dumps(found))
 
 
-def run(module: str, cls: str, report: str, left_out: set[str]) -> None:
-    """Run the ids of a class but those that are left out."""
-    wanted = [
-        test
-        for test in load(module, lambda reason: None)
-        if test.id().rpartition(".")[0] == f"{module}.{cls}" and test.id() not in left_out
-    ]
+def run(module: str, report: str, ids: set[str]) -> None:
+    """Run these ids of a module and no other, in its order."""
+    wanted = [test for test in load(module, lambda reason: None) if test.id() in ids]
     unittest.TestSuite(wanted).run(Reporter(report))
 
 
 def main(arguments: list[str]) -> None:
-    """worker --list MODULE… | worker MODULE CLASS REPORT [ID left out]…"""
+    """worker --list MODULE… | worker MODULE REPORT ID…"""
     prepare()
     if arguments[0] == "--list":
         listing(arguments[1:])
     else:
-        module, cls, report, *left_out = arguments
-        run(module, cls, report, set(left_out))
+        module, report, *ids = arguments
+        run(module, report, set(ids))
 
 
 if __name__ == "__main__":
