@@ -293,10 +293,13 @@ def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes, fds: list[int]) -
         raise DoorError(f"not a message of this door: {error}") from error
 
 
-def push(queue: _socket.socket, arrival: Arrival, fd: int) -> None:
-    """Put a connection into a listener's queue; raises OSError when it is full or gone."""
+def push(queue: _socket.socket, arrival: Arrival, fd: int) -> int:
+    """Put a connection into a listener's queue; raises OSError when it is full or gone.
+
+    Returns the octets of the queue that it takes.
+    """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-    queue.sendmsg([_ENCODE(arrival)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    return queue.sendmsg([_ENCODE(arrival)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
 def pop(queue: _socket.socket) -> tuple[int, Arrival] | None:

@@ -134,11 +134,11 @@ def _dump(protocol: int, states: int) -> set[int]:
     return found
 
 
-def is_accepted(local: Address, peer: Address) -> bool:
-    """Return whether a process has accepted the connection that stands at ``local``.
+def accepted_inode(local: Address, peer: Address) -> int:
+    """Return the inode of the connection that stands at ``local``, once it was accepted.
 
-    One that still waits in a backlog stands on no file: its inode is 0. Addresses are IPv4,
-    also where the listening socket is a dual-stack one. Raises OSError.
+    One that still waits in a backlog stands on no file: 0. Addresses are IPv4, also where the
+    listening socket is a dual-stack one. Raises OSError.
     """
     ports = struct.pack("!HH", local[1], peer[1])
     hosts = b"".join(socket.inet_aton(a[0]).ljust(16, b"\0") for a in (local, peer))
@@ -151,8 +151,8 @@ def is_accepted(local: Address, peer: Address) -> bool:
         data = diag.recv(65536)
     kind = _HEADER.unpack_from(data)[1]
     if kind != _SOCK_DIAG_BY_FAMILY or len(data) < _INODE_AT + 4:
-        return False
-    return bool(struct.unpack_from("=I", data, _INODE_AT)[0])
+        return 0
+    return int(struct.unpack_from("=I", data, _INODE_AT)[0])
 
 
 def _read_dump(data: bytes, found: set[int]) -> bool:
