@@ -62,7 +62,8 @@ class Listen(DoorMessage, frozen=True):
 
     ``cookie`` is the socket's SO_COOKIE, by which the kernel tells of its end. ``listens``
     is False while the program has only bound it and asked for its name.
-    Sent again with ``proxy`` and ``claim`` after the agent was restarted.
+    Sent again with ``proxy`` and ``claim`` after the agent was restarted. If other sockets
+    share the port, the answer names their listener, and comes with the ends of its queue.
     """
 
     listener: Id
@@ -88,6 +89,7 @@ class Ready(DoorMessage, frozen=True):
     """A listener that is known listens now, or with another backlog; answered like Find."""
 
     listener: Id
+    cookie: int
     backlog: Backlog
 
 
@@ -95,6 +97,7 @@ class Forget(DoorMessage, frozen=True):
     """A socket that was only bound is used for something else: it is no listener."""
 
     listener: Id
+    cookie: int
 
 
 class Find(DoorMessage, frozen=True):
