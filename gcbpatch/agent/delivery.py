@@ -4,7 +4,9 @@ The connection goes into the listener's queue, an AF_UNIX pair that all processe
 program share, and a connect from a reserved loopback address (the nudge) makes the kernel
 report the program's own listening socket readable: no poller is ever fooled. A patched
 program closes the nudge and takes the queue's head. A program that is not patched keeps the
-nudge, thinking that it is its client: then the agent takes the head and bridges the two.
+nudge, thinking that it is its client: then the agent takes the head and bridges the two. A
+process that holds the queue is patched, however long it keeps a nudge. What is left in the
+queue by one that was killed between the two is nudged for again.
 
 No more connections are on their way than the listener's backlog lets the kernel hold. It
 must never lose or reorder what is in the queue.
@@ -14,8 +16,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
+import os
 import socket
+import struct
+import termios
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -24,13 +30,15 @@ from ..addresses import Address, format_address
 from . import sockdiag, streams
 from .bridge import bridge
 from .door import NUDGE_HOST, Arrival, Endpoint, pop, push
+from .holders import Holders
 
 log = logging.getLogger("gcbpatch.agent")
 
 NUDGE_SECONDS = 0.5
 LOOK_SECONDS = 0.1
-"""How long a patched program may hold a nudge at most: it closes it right after accept()."""
+"""How long a patched program may hold a nudge, as a rule: it closes it right after accept()."""
 MOST_LOOK_SECONDS = 1.0
+_HOLDERS = Holders()
 
 
 def most_backlog() -> int:
@@ -76,8 +84,14 @@ class Delivery:
         self._room = Room(min(backlog, most_backlog()))
         self._running: set[asyncio.Task[None]] = set()
         self._done: Callable[[], None] | None = None
+        self._nudging = 0
+        """Nudges that nobody has closed yet."""
+        self._looking = False
+        self._largest = 1
+        """Octets of the largest arrival so far."""
         for end in self.ends:
             end.setblocking(False)
+        self._queue = frozenset(os.fstat(end.fileno()).st_ino for end in self.ends)
 
     def allow(self, backlog: int) -> None:
         """Hold as many connections as this backlog allows from now on."""
@@ -98,7 +112,8 @@ class Delivery:
         """Put a connection into the queue and nudge; False (and RST) if it is full or gone."""
         nudge = _nudge_socket()
         try:
-            push(self.ends[1], Arrival(nudge.getsockname()[1], Endpoint.of(peer)), sock.fileno())
+            arrival = Arrival(nudge.getsockname()[1], Endpoint.of(peer))
+            self._largest = max(self._largest, push(self.ends[1], arrival, sock.fileno()))
         except OSError:
             nudge.close()
             streams.reset(sock)
@@ -107,12 +122,12 @@ class Delivery:
         nudge.connect_ex(self.target)
         sock.close()
         kept.append(True)
-        self._run(self._nudge_and_bridge(nudge, self._room.give))
+        self._nudge_for(nudge, self._room.give)
         return True
 
     def resume(self) -> None:
         """A former agent may have died between push and nudge; one nudge too many is harmless."""
-        self._run(self._nudge_and_bridge(_nudge_socket(), _nothing))
+        self._nudge_for(_nudge_socket(), _nothing)
 
     def close(self, done: Callable[[], None]) -> None:
         """The listener is gone; call ``done`` when there is nothing more to carry for it.
@@ -144,6 +159,12 @@ class Delivery:
         if self._done is not None and not self._running:
             self._finish()
 
+    def _nudge_for(
+        self, nudge: socket.socket, taken: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        self._nudging += 1
+        self._run(self._nudge_and_bridge(nudge, taken))
+
     async def _nudge_and_bridge(
         self, nudge: socket.socket, taken: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
@@ -151,10 +172,34 @@ class Delivery:
         try:
             kept = await self._nudge(nudge)
         finally:
+            self._nudging -= 1
             await taken()
         if kept is not None:
             with kept:
                 await self._bridge(kept)
+        else:
+            await self._look_what_is_left()
+
+    async def _look_what_is_left(self) -> None:
+        """Nudge once more for what somebody has left in the queue who closed its nudge.
+
+        He was killed before he took it, or there were several in one group of sockets. Who
+        lives takes it within LOOK_SECONDS; if not, a nudge too many is harmless.
+        """
+        if self._looking or not self._is_more_than_nudged():
+            return
+        self._looking = True
+        await asyncio.sleep(LOOK_SECONDS)
+        self._looking = False
+        if self._is_more_than_nudged():
+            self._nudge_for(_nudge_socket(), _nothing)
+
+    def _is_more_than_nudged(self) -> bool:
+        """Whether there are connections in the queue that no nudge is under way for."""
+        if self._done is not None:
+            return False
+        octets = fcntl.ioctl(self.ends[0].fileno(), termios.FIONREAD, bytes(4))
+        return struct.unpack("i", octets)[0] > self._nudging * self._largest
 
     async def _nudge(self, nudge: socket.socket) -> socket.socket | None:
         """Make the listener readable, and keep at it until the nudge was accepted.
@@ -167,12 +212,29 @@ class Delivery:
             if self._done is not None:
                 return None
             nudge = _nudge_socket()
-        if await _let_go(nudge, self.target):
+        if await self._let_go(nudge):
             # Resetting leaves nothing in TIME_WAIT at the program's end: nudges come from one
             # address and would use up its ports in a minute.
             streams.reset(nudge)
             return None
         return nudge
+
+    async def _let_go(self, nudge: socket.socket) -> bool:
+        """Wait until the nudge is closed by who accepted it; False if it is a stranger's."""
+        pause, looks = LOOK_SECONDS, 0
+        while True:
+            try:
+                async with asyncio.timeout(pause):
+                    await streams.readable(nudge)
+                return _is_closed(nudge)
+            except TimeoutError:
+                # Only what is accepted stands on a file: it may wait in the backlog for minutes.
+                inode = _accepted_inode(self.target, nudge)
+            looks = looks + 1 if inode else 0
+            # One that is patched, too, may be suspended while it has it, or be swapped out.
+            if looks > 1 and not _HOLDERS.has_both(inode, self._queue):
+                return False
+            pause = LOOK_SECONDS if looks == 1 else min(2 * pause, MOST_LOOK_SECONDS)
 
     async def _bridge(self, nudge: socket.socket) -> None:
         got = pop(self.ends[0])
@@ -211,32 +273,16 @@ async def _connected(nudge: socket.socket, target: Address) -> bool:
     return True
 
 
-async def _let_go(nudge: socket.socket, target: Address) -> bool:
-    """Wait until the nudge is closed by who accepted it; False if it is kept or spoken on."""
-    pause, accepted = LOOK_SECONDS, False
-    while True:
-        try:
-            async with asyncio.timeout(pause):
-                await streams.readable(nudge)
-            return _is_closed(nudge)
-        except TimeoutError:
-            if accepted:
-                return False
-        # Only what is accepted stands on a file: a nudge in the backlog may wait for minutes.
-        accepted = _is_accepted(target, nudge)
-        pause = LOOK_SECONDS if accepted else min(2 * pause, MOST_LOOK_SECONDS)
-
-
-def _is_accepted(target: Address, nudge: socket.socket) -> bool:
-    try:
-        return sockdiag.is_accepted(target, nudge.getsockname())
-    except OSError as error:
-        log.warning("cannot see who accepts at %s: %s", format_address(target), error)
-        return False
-
-
 def _is_closed(nudge: socket.socket) -> bool:
     try:
         return nudge.recv(1, socket.MSG_PEEK) == b""
     except OSError:
         return True
+
+
+def _accepted_inode(target: Address, nudge: socket.socket) -> int:
+    try:
+        return sockdiag.accepted_inode(target, nudge.getsockname())
+    except OSError as error:
+        log.warning("cannot see who accepts at %s: %s", format_address(target), error)
+        return 0

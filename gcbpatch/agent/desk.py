@@ -33,6 +33,7 @@ from .door import (
     Hold,
     Listen,
     Listening,
+    Ready,
     Vacate,
     World,
     close_all,
@@ -89,19 +90,21 @@ class Desk:
 
     async def listen(
         self, asked: Listen, take: socket.socket, put: socket.socket
-    ) -> Listening:
+    ) -> tuple[Listening, tuple[int, ...]]:
         """Register a listener, with DPF first where there is a gateway, else with GCB.
 
-        Several processes of a tree may ask for one: it is registered once.
+        Several processes of a tree may ask for one, and several sockets may share a port: it
+        is registered once. Who asked for another than he gets is given the ends of its queue.
         """
         known = self.listeners.get(asked.listener)
         one = self.listeners.add(asked, take, put)
-        if known is not None:
+        shares = one.listener != asked.listener
+        if known is not None or shares:
             await one.settled.wait()
         else:
             await self._register(one)
             one.settled.set()
-        return listening(one)
+        return listening(one), _ends(one) if shares else ()
 
     async def _register(self, one: Listener) -> None:
         way = self._routes.way(one.bound[0])
@@ -131,20 +134,24 @@ class Desk:
             one.reason = one.reason or "no broker answers"
             self._brokers[0].adopt(one)
 
-    def find(self, listener: bytes, backlog: int | None = None) -> Listening:
-        """Tell what is known of a listener now; with ``backlog`` if it has just begun to be."""
+    def find(self, listener: bytes) -> Listening:
+        """Tell what is known of a listener now."""
         one = self.listeners.get(listener)
-        if one is None:
-            return Listening(None, reason="not known")
-        self.listeners.ready(one, backlog)
-        return listening(one)
+        return Listening(None, reason="not known") if one is None else listening(one)
+
+    def ready(self, asked: Ready) -> Listening:
+        """A socket that was bound listens now, or with another backlog."""
+        one = self.listeners.get(asked.listener)
+        if one is not None:
+            self.listeners.ready(one, asked.cookie, asked.backlog)
+        return self.find(asked.listener)
 
     def adopt(self, cookie: int) -> tuple[Listening, tuple[int, ...]]:
         """Tell a process that inherited a listening socket what it is, with its queue's ends."""
         one = self.listeners.by_cookie(cookie)
         if one is None:
             return Listening(None, reason="not known"), ()
-        return listening(one), tuple(os.dup(end.fileno()) for end in one.delivery.ends)
+        return listening(one), _ends(one)
 
     async def world(self) -> World:
         """Tell which hosts are brokers' and which the gateway's; greets them if need be."""
@@ -176,9 +183,8 @@ class Desk:
             found = self.listeners.by_proxy(target)
             if found is None and brokered:
                 found = self.listeners.by_bound(target)
-            if found is None or found.is_there():
+            if found is None or self.listeners.is_there(found):
                 return found
-            self.listeners.forget(found.listener)
 
     async def _dial_neighbour(self, target: Address) -> Dialled:
         assert self._gateway is not None
@@ -265,6 +271,11 @@ class Desk:
         if self._gateway is not None:
             self._gateway.close()
         self.reception.close()
+
+
+def _ends(one: Listener) -> tuple[int, ...]:
+    """Return descriptors of a listener's queue to give away."""
+    return tuple(os.dup(end.fileno()) for end in one.delivery.ends)
 
 
 def listening(one: Listener) -> Listening:

@@ -62,7 +62,8 @@ class Listen(DoorMessage, frozen=True):
 
     ``cookie`` is the socket's SO_COOKIE, by which the kernel tells of its end. ``listens``
     is False while the program has only bound it and asked for its name.
-    Sent again with ``proxy`` and ``claim`` after the agent was restarted.
+    Sent again with ``proxy`` and ``claim`` after the agent was restarted. If other sockets
+    share the port, the answer names their listener, and comes with the ends of its queue.
     """
 
     listener: Id
@@ -88,6 +89,7 @@ class Ready(DoorMessage, frozen=True):
     """A listener that is known listens now, or with another backlog; answered like Find."""
 
     listener: Id
+    cookie: int
     backlog: Backlog
 
 
@@ -95,6 +97,7 @@ class Forget(DoorMessage, frozen=True):
     """A socket that was only bound is used for something else: it is no listener."""
 
     listener: Id
+    cookie: int
 
 
 class Find(DoorMessage, frozen=True):
@@ -293,10 +296,13 @@ def _decode(decoder: msgspec.msgpack.Decoder[_T], data: bytes, fds: list[int]) -
         raise DoorError(f"not a message of this door: {error}") from error
 
 
-def push(queue: _socket.socket, arrival: Arrival, fd: int) -> None:
-    """Put a connection into a listener's queue; raises OSError when it is full or gone."""
+def push(queue: _socket.socket, arrival: Arrival, fd: int) -> int:
+    """Put a connection into a listener's queue; raises OSError when it is full or gone.
+
+    Returns the octets of the queue that it takes.
+    """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-    queue.sendmsg([_ENCODE(arrival)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    return queue.sendmsg([_ENCODE(arrival)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
 
 
 def pop(queue: _socket.socket) -> tuple[int, Arrival] | None:

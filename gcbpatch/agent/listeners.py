@@ -23,15 +23,15 @@ from .door import Listen
 
 @dataclass(slots=True, eq=False)
 class Listener:
-    """One listening socket of a program."""
+    """One listening socket of a program, or several that share a port (SO_REUSEPORT)."""
 
     listener: bytes
-    cookie: int
     bound: Address
     wished: int
     nonce: bytes
-    listens: bool
     delivery: Delivery
+    cookies: dict[int, bool] = field(default_factory=dict)
+    """The sockets by SO_COOKIE, and whether each listens: some may be bound only."""
     proxy: Address | None = None
     claim: bytes = b""
     how: str = ""
@@ -43,22 +43,22 @@ class Listener:
     relay: Address | None = None
 
     @property
+    def listens(self) -> bool:
+        """Whether connections may come."""
+        return any(self.cookies.values())
+
+    @property
     def nudge_target(self) -> Address:
         """Where a connect reaches the listening socket from this host."""
         return self.delivery.target
 
-    def is_there(self) -> bool:
-        """Ask the kernel whether its socket still is: the event of its end takes its time.
-
-        Raises OSError.
-        """
-        if not self.listens or sockdiag.listens(self.nudge_target, self.cookie):
-            return True
-        return self.cookie in sockdiag.listening()
-
 
 def _reachable(bound: Address) -> Address:
     return ("127.0.0.1" if is_wildcard(bound[0]) else bound[0]), bound[1]
+
+
+def _same_host(one: str, other: str) -> bool:
+    return one == other or (is_wildcard(one) and is_wildcard(other))
 
 
 def _nothing() -> None:
@@ -98,7 +98,7 @@ class Listeners:
 
     def by_cookie(self, cookie: int) -> Listener | None:
         """Return the listener whose socket has this SO_COOKIE."""
-        return next((one for one in self if one.cookie == cookie), None)
+        return next((one for one in self if cookie in one.cookies), None)
 
     def by_bound(self, address: Address) -> Listener | None:
         """Return the listener that the kernel would let answer at an address of this host."""
@@ -108,22 +108,24 @@ class Listeners:
         return next(iter(exact + wildcard), None)
 
     def add(self, asked: Listen, take: socket.socket, put: socket.socket) -> Listener:
-        """Enter a listener; one that is known keeps the queue that it has."""
-        known = self._by_id.get(asked.listener)
+        """Enter a listener; one that is known keeps the queue that it has.
+
+        Sockets that share a port are one: the kernel chooses among them for every nudge.
+        """
+        known = self._by_id.get(asked.listener) or self._sharing(asked)
         if known is not None:
             take.close()
             put.close()
-            self.ready(known, asked.backlog if asked.listens else None)
+            self.ready(known, asked.cookie, asked.backlog if asked.listens else None)
             return known
         delivery = Delivery(_reachable(asked.bound.address), take, put, asked.backlog)
         one = Listener(
             asked.listener,
-            asked.cookie,
             asked.bound.address,
             asked.wished,
             os.urandom(8),
-            asked.listens,
             delivery,
+            {asked.cookie: asked.listens},
         )
         if asked.proxy is not None:
             one.proxy, one.claim = asked.proxy.address, asked.claim
@@ -131,17 +133,29 @@ class Listeners:
         self._by_id[one.listener] = one
         return one
 
-    def ready(self, one: Listener, backlog: int | None) -> None:
-        """The socket listens, with this backlog; nothing new when it is None."""
+    def _sharing(self, asked: Listen) -> Listener | None:
+        """Return the listener whose sockets have the same port, if any of them lives."""
+        host, port = asked.bound.address
+        for one in self:
+            if one.bound[1] == port and _same_host(one.bound[0], host):
+                # Its end may not have been told yet, and the new socket is another one then.
+                if one.listens:
+                    self._check(one, sockdiag.listening())
+                return self._by_id.get(one.listener)
+        return None
+
+    def ready(self, one: Listener, cookie: int, backlog: int | None) -> None:
+        """A socket is one of its; with a backlog, if it listens."""
+        one.cookies.setdefault(cookie, False)
         if backlog is not None:
-            one.listens = True
+            one.cookies[cookie] = True
             one.delivery.allow(backlog)
 
-    def forget(self, listener: bytes) -> None:
-        """End a listener because the program says that it is none."""
+    def forget(self, listener: bytes, cookie: int) -> None:
+        """End a listener because the program says that its socket is none."""
         one = self._by_id.get(listener)
         if one is not None:
-            self._end(one)
+            self._leave(one, {cookie})
 
     def check(self) -> None:
         """End every listener that the kernel does not list as listening any more."""
@@ -149,8 +163,20 @@ class Listeners:
             return
         living = sockdiag.listening()
         for one in self:
-            if one.listens and one.cookie not in living:
-                self._end(one)
+            self._check(one, living)
+
+    def is_there(self, one: Listener) -> bool:
+        """Ask the kernel whether it still listens: the event of its end takes its time.
+
+        Raises OSError.
+        """
+        if not one.listens or any(sockdiag.listens(one.nudge_target, c) for c in one.cookies):
+            return True
+        self._check(one, sockdiag.listening())
+        return one.listener in self._by_id
+
+    def _check(self, one: Listener, living: set[int]) -> None:
+        self._leave(one, {c for c, listens in one.cookies.items() if listens} - living)
 
     def _read_events(self) -> None:
         try:
@@ -165,8 +191,16 @@ class Listeners:
 
     def _end_cookies(self, cookies: set[int]) -> None:
         for one in self:
-            if one.cookie in cookies:
-                self._end(one)
+            self._leave(one, cookies)
+
+    def _leave(self, one: Listener, cookies: set[int]) -> None:
+        """These sockets are gone; so is the listener, if they were its last."""
+        if cookies.isdisjoint(one.cookies):
+            return
+        for cookie in cookies:
+            one.cookies.pop(cookie, None)
+        if not one.cookies:
+            self._end(one)
 
     def _end(self, one: Listener) -> None:
         if self._by_id.pop(one.listener, None) is not None:

@@ -110,17 +110,18 @@ class Doorkeeper:
                 door.close_all(fds)
                 raise door.DoorError(f"Listen came with {len(fds)} descriptors; two are right")
             take, put = (socket.socket(fileno=fd) for fd in fds)
-            return await self._desk.listen(asked, take, put), ()
+            return await self._desk.listen(asked, take, put)
         if isinstance(asked, door.Bind | door.Hold | door.Vacate):
             return await self._desk.datagram(asked, fds), ()
         door.close_all(fds)
         if isinstance(asked, door.Adopt):
             return self._desk.adopt(asked.cookie)
-        if isinstance(asked, door.Find | door.Ready):
-            backlog = asked.backlog if isinstance(asked, door.Ready) else None
-            return self._desk.find(asked.listener, backlog), ()
+        if isinstance(asked, door.Find):
+            return self._desk.find(asked.listener), ()
+        if isinstance(asked, door.Ready):
+            return self._desk.ready(asked), ()
         if isinstance(asked, door.Forget):
-            self._desk.listeners.forget(asked.listener)
+            self._desk.listeners.forget(asked.listener, asked.cookie)
             return door.Listening(None, reason="forgotten"), ()
         if isinstance(asked, door.Dial):
             answer, sock = await self._desk.dial(asked)

@@ -134,16 +134,16 @@ def _dump(protocol: int, states: int) -> set[int]:
     return found
 
 
-def is_accepted(local: Address, peer: Address) -> bool:
-    """Return whether a process has accepted the connection that stands at ``local``.
+def accepted_inode(local: Address, peer: Address) -> int:
+    """Return the inode of the connection that stands at ``local``, once it was accepted.
 
-    One that still waits in a backlog stands on no file: its inode is 0. Addresses are IPv4,
-    also where the listening socket is a dual-stack one. Raises OSError.
+    One that still waits in a backlog stands on no file: 0. Addresses are IPv4, also where the
+    listening socket is a dual-stack one. Raises OSError.
     """
     data = _look_up(local, peer, _NO_COOKIE)
     if data is None or len(data) < _INODE_AT + 4:
-        return False
-    return bool(struct.unpack_from("=I", data, _INODE_AT)[0])
+        return 0
+    return int(struct.unpack_from("=I", data, _INODE_AT)[0])
 
 
 def listens(local: Address, cookie: int) -> bool:

@@ -33,6 +33,10 @@ def is_nudge(address: Any) -> bool:
     return isinstance(address, tuple) and address[0] in _NUDGES
 
 
+def _intake_of(fds: list[int]) -> Intake:
+    return Intake.of(*(_socket.socket(fileno=fd) for fd in fds))
+
+
 class Listener:
     """One listening (or bound) socket of the program, shared by its dups and forks."""
 
@@ -64,12 +68,22 @@ class Listener:
             # The kernel's listen() needs no descriptor, and so it may not fail for want of one.
             self._link.warn_once("no queue: %s", error.strerror)
             return
+        self._introduce(intake)
+
+    def _introduce(self, intake: Intake) -> None:
+        """Tell an agent of us; a listener whose port we share gives us its queue."""
         try:
-            answer = self._link.ask(self._message(), intake.descriptors)
+            answer, fds = self._link.ask_for_descriptors(self._message(), intake.descriptors)
         except AgentGone as error:
-            intake.close()
+            if intake is not self._intake:
+                intake.close()
             self._link.warn_once("no agent: %s", error)
             return
+        if len(fds) == 2:
+            intake.close()
+            self._id, intake = answer.listener, _intake_of(fds)
+        else:
+            door.close_all(fds)
         self._intake = intake
         self._take(answer)
 
@@ -88,7 +102,7 @@ class Listener:
     def again(self) -> None:
         """The agent is another one: tell it of us, with what is ours by claim."""
         if self._intake is not None and self._intake.is_whole():
-            self._ask(self._message(), self._intake.descriptors)
+            self._introduce(self._intake)
 
     @classmethod
     def adopted(cls, link: Link, sock: _socket.socket) -> Listener | None:
@@ -102,7 +116,7 @@ class Listener:
             door.close_all(fds)
             return None
         one._id, one._backlog = answer.listener, socket.SOMAXCONN
-        one._intake = Intake.of(*(_socket.socket(fileno=fd) for fd in fds))
+        one._intake = _intake_of(fds)
         one._take(answer)
         return one
 
@@ -110,7 +124,7 @@ class Listener:
         """listen() on a socket that was registered already, when bound or with a backlog."""
         if self._intake is not None:
             self._backlog = backlog
-            self._ask(door.Ready(self._id, backlog))
+            self._ask(door.Ready(self._id, self._cookie, backlog))
 
     def options_changed(self, sock: _socket.socket) -> None:
         """The program has set options: accepted connections will have them."""
@@ -121,14 +135,14 @@ class Listener:
         if self._intake is None or self._backlog is not None:
             return
         try:
-            self._link.ask(door.Forget(self._id))
+            self._link.ask(door.Forget(self._id, self._cookie))
         except AgentGone:
             self._link.warn_once("no agent to forget %s", self.bound)
         self.release()
 
-    def _ask(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> None:
+    def _ask(self, message: door.DoorMessage) -> None:
         try:
-            self._take(self._link.ask(message, fds))
+            self._take(self._link.ask(message))
         except AgentGone as error:
             self._link.warn_once("no agent: %s", error)
 
@@ -203,7 +217,7 @@ class Listener:
             self._link.warn_once("no agent: %s", error)
             return
         if len(fds) == 2:
-            self._intake = Intake.of(*(_socket.socket(fileno=fd) for fd in fds))
+            self._intake = _intake_of(fds)
         else:
             door.close_all(fds)
 

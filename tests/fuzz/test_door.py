@@ -19,7 +19,7 @@ ENDPOINT = Endpoint("192.0.2.7", 40000)
 QUESTIONS: list[door.DoorMessage] = [
     door.Attach(1),
     door.Listen(bytes(16), 1, ENDPOINT, 9618, True, 5, ENDPOINT, bytes(16)),
-    door.Ready(bytes(16), 128),
+    door.Ready(bytes(16), 1, 128),
     door.Adopt(2**63),
     door.Find(bytes(16)),
     door.Dial(ENDPOINT),
