@@ -24,6 +24,7 @@ from . import dial, streams
 from .broker import Broker
 from .control import Unreachable
 from .datagrams import Datagrams
+from .delivery import Place
 from .door import (
     Bind,
     Bound,
@@ -195,19 +196,19 @@ class Desk:
     async def _answer(self, broker: Broker, one: Listener, call: Call) -> None:
         who = format_address(call.peer.address)
         try:
-            async with one.delivery.place() as kept:
+            async with one.delivery.place() as place:
                 kind, sock = await dial.answer(broker, self.reception, call)
-                self._deliver(one, kind, sock, call, kept)
+                self._deliver(one, kind, sock, call, place)
         except dial.FAILURES as error:
             log.info("call from %s came to nothing: %s", who, error)
 
     def _deliver(
-        self, one: Listener, kind: PathKind, sock: socket.socket, call: Call, kept: list[bool]
+        self, one: Listener, kind: PathKind, sock: socket.socket, call: Call, place: Place
     ) -> None:
         who = format_address(call.peer.address)
         if self.listeners.get(one.listener) is None:
             streams.reset(sock)
-        elif one.delivery.deliver(sock, call.peer.address, kept):
+        elif one.delivery.deliver(sock, call.peer.address, place):
             log.info("accepted %s: %s", who, kind.name)
         else:
             log.warning("the queue of the listener at %s is full: reset %s", one.bound, who)
