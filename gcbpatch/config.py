@@ -7,22 +7,25 @@ open a socket or start anything.
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .addresses import BROKER_PORT, GATEWAY_PORT, Address, format_address, parse_host_port
 from .errors import ConfigError
 from .routes import Routes, from_pairs, parse
-from .wire.auth import Key
+
+if TYPE_CHECKING:
+    from .wire.auth import Key
 
 MIN_TOKEN_BYTES = 8
 
 
 def read_toml(path: str) -> dict[str, Any]:
     """Return the tables of a TOML file; raises ConfigError naming the file and the line."""
+    import tomllib  # where it is needed: a program without such a file starts sooner
+
     try:
         return tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -61,6 +64,8 @@ def _key_of(words: list[str], where: str) -> Key:
             f"{where}: not a token; 'name token' with a token of {MIN_TOKEN_BYTES} or more "
             "characters and no spaces would be right"
         )
+    from .wire.auth import Key
+
     return Key(secret.encode(), name)
 
 
@@ -91,6 +96,8 @@ class ClientConfig:
     def key(self) -> Key | None:
         """Return the client's key, if it has a token. Raises ConfigError."""
         if self.token:
+            from .wire.auth import Key
+
             return Key(self.token.encode())
         return read_tokens(self.token_file)[0] if self.token_file else None
 

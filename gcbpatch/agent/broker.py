@@ -50,7 +50,7 @@ def may_stand_for(broker: str, public: str) -> bool:
     return is_private(broker) and (not is_loopback(public) or is_loopback(broker))
 
 
-OnCall = Callable[["Broker", Listener, Call], None]
+OnCall = Callable[["Broker", Listener, Call], Status]
 
 
 class Broker:
@@ -211,12 +211,11 @@ class Broker:
 
     def _answer_call(self, call: Call) -> Status:
         one = self._listeners.get(call.listener)
-        if not isinstance(one, Listener) or not one.listens or not one.is_there():
+        if not isinstance(one, Listener) or not one.listens:
             return Status.UNKNOWN
         if not hmac.compare_digest(one.nonce, call.nonce):
             return Status.UNKNOWN
-        self._on_call(self, one, call)
-        return Status.SUCCESS
+        return self._on_call(self, one, call)
 
     async def _beat(self) -> bool:
         """Refresh all listeners; goes on as long as there is one."""

@@ -15,6 +15,7 @@ must never lose or reorder what is in the queue.
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import fcntl
 import logging
@@ -35,6 +36,8 @@ from .holders import Holders
 log = logging.getLogger("gcbpatch.agent")
 
 NUDGE_SECONDS = 0.5
+QUICK_SECONDS = 0.05
+"""How long a nudge is watched without a task: a patched program that is not busy needs less."""
 LOOK_SECONDS = 0.1
 """How long a patched program may hold a nudge, as a rule: it closes it right after accept()."""
 MOST_LOOK_SECONDS = 1.0
@@ -47,30 +50,66 @@ def most_backlog() -> int:
 
 
 class Room:
-    """The places of a backlog: as many connections as the kernel would hold, and one more."""
+    """The places of a backlog: as many connections as the kernel would hold, and one more.
+
+    Who waits gets a place in turn; taking a free one costs no round of the loop.
+    """
 
     def __init__(self, backlog: int) -> None:
         self._backlog = backlog
         self._taken = 0
-        self._changed = asyncio.Condition()
+        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
 
-    async def allow(self, backlog: int) -> None:
+    def allow(self, backlog: int) -> None:
         """listen() was called with another backlog."""
-        async with self._changed:
-            self._backlog = backlog
-            self._changed.notify_all()
+        self._backlog = backlog
+        self._let_in()
 
     async def take(self) -> None:
         """Wait for a place and take it: that is how long a kernel's connect waits, too."""
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._taken <= self._backlog)
+        if self._taken <= self._backlog and not self._waiting:
             self._taken += 1
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        self._let_in()  # those before us may be cancelled ones
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._waiting.remove(turn)
+            else:
+                self.give()  # it was given to us in the same moment
+            raise
 
-    async def give(self) -> None:
+    def give(self) -> None:
         """Give a place back."""
-        async with self._changed:
-            self._taken -= 1
-            self._changed.notify_all()
+        self._taken -= 1
+        self._let_in()
+
+    def _let_in(self) -> None:
+        """Take places for those who wait; a cancelled turn is still in the row, and passed over."""
+        turns = (turn for turn in tuple(self._waiting) if not turn.done())
+        while self._taken <= self._backlog and (turn := next(turns, None)) is not None:
+            self._waiting.remove(turn)
+            self._taken += 1
+            turn.set_result(None)
+
+
+class Place:
+    """A place in the backlog, waited for; deliver() keeps it for the connection."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self.kept = False
+
+    async def __aenter__(self) -> Place:
+        await self.room.take()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if not self.kept:
+            self.room.give()
 
 
 class Delivery:
@@ -83,6 +122,7 @@ class Delivery:
         self.ends = take, put
         self._room = Room(min(backlog, most_backlog()))
         self._running: set[asyncio.Task[None]] = set()
+        self._nudges: dict[socket.socket, asyncio.TimerHandle] = {}
         self._done: Callable[[], None] | None = None
         self._nudging = 0
         """Nudges that nobody has closed yet."""
@@ -95,24 +135,17 @@ class Delivery:
 
     def allow(self, backlog: int) -> None:
         """Hold as many connections as this backlog allows from now on."""
-        self._run(self._room.allow(min(backlog, most_backlog())))
+        self._room.allow(min(backlog, most_backlog()))
 
-    @contextlib.asynccontextmanager
-    async def place(self) -> Any:
-        """A place in the backlog, waited for; deliver() keeps it for the connection."""
-        await self._room.take()
-        kept: list[bool] = []
-        try:
-            yield kept
-        finally:
-            if not kept:
-                await self._room.give()
+    def place(self) -> Place:
+        """Return a place in the backlog, to be entered before a connection is made for it."""
+        return Place(self._room)
 
-    def deliver(self, sock: socket.socket, peer: Address, kept: list[bool]) -> bool:
+    def deliver(self, sock: socket.socket, peer: Address, place: Place) -> bool:
         """Put a connection into the queue and nudge; False (and RST) if it is full or gone."""
-        nudge = _nudge_socket()
+        nudge, port = _SPARE.take()
         try:
-            arrival = Arrival(nudge.getsockname()[1], Endpoint.of(peer))
+            arrival = Arrival(port, Endpoint.of(peer))
             self._largest = max(self._largest, push(self.ends[1], arrival, sock.fileno()))
         except OSError:
             nudge.close()
@@ -121,9 +154,39 @@ class Delivery:
         # At once: the program need not wait for our loop. What became of it is asked below.
         nudge.connect_ex(self.target)
         sock.close()
-        kept.append(True)
-        self._nudge_for(nudge, self._room.give)
+        place.kept = True
+        self._nudging += 1
+        self._watch(nudge)
         return True
+
+    def _watch(self, nudge: socket.socket) -> None:
+        """Most nudges are closed at once: only those that are not are worth a task."""
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(QUICK_SECONDS, self._look, nudge)
+        self._nudges[nudge] = timer
+        loop.add_reader(nudge.fileno(), self._stirred, nudge)
+
+    def _unwatch(self, nudge: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(nudge.fileno())
+        self._nudges.pop(nudge).cancel()
+
+    def _look(self, nudge: socket.socket) -> None:
+        self._unwatch(nudge)
+        self._run(self._nudge_and_bridge(nudge, self._room.give))
+
+    def _stirred(self, nudge: socket.socket) -> None:
+        """The nudge was closed by a patched program, or somebody keeps it and speaks."""
+        if not _is_closed(nudge):
+            self._look(nudge)
+            return
+        self._unwatch(nudge)
+        streams.reset(nudge)
+        self._nudging -= 1
+        self._room.give()
+        _SPARE.refill()
+        if self._is_more_than_nudged() and not self._looking:
+            self._run(self._look_what_is_left())
+        self._finish_if_idle()
 
     def resume(self) -> None:
         """A former agent may have died between push and nudge; one nudge too many is harmless."""
@@ -135,7 +198,10 @@ class Delivery:
         What was accepted before its end, by a program that is not patched, is bridged.
         """
         self._done = done
-        if not self._running:
+        self._finish_if_idle()
+
+    def _finish_if_idle(self) -> None:
+        if self._done is not None and not self._running and not self._nudges:
             self._finish()
 
     def _finish(self) -> None:
@@ -156,24 +222,21 @@ class Delivery:
         self._running.discard(task)
         if not task.cancelled() and task.exception() is not None:
             log.error("delivering a connection failed", exc_info=task.exception())
-        if self._done is not None and not self._running:
-            self._finish()
+        self._finish_if_idle()
 
-    def _nudge_for(
-        self, nudge: socket.socket, taken: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
+    def _nudge_for(self, nudge: socket.socket, taken: Callable[[], None]) -> None:
         self._nudging += 1
         self._run(self._nudge_and_bridge(nudge, taken))
 
     async def _nudge_and_bridge(
-        self, nudge: socket.socket, taken: Callable[[], Coroutine[Any, Any, None]]
+        self, nudge: socket.socket, taken: Callable[[], None]
     ) -> None:
         """Nudge; say ``taken``; and if a program that is not patched has it, be its client."""
         try:
             kept = await self._nudge(nudge)
         finally:
             self._nudging -= 1
-            await taken()
+            taken()
         if kept is not None:
             with kept:
                 await self._bridge(kept)
@@ -246,7 +309,7 @@ class Delivery:
             await bridge(nudge, sock)
 
 
-async def _nothing() -> None:
+def _nothing() -> None:
     """No place in the backlog was taken."""
 
 
@@ -259,6 +322,31 @@ def _nudge_socket() -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+class _Spare:
+    """A nudge made ahead: making one takes as long as all the rest of a delivery."""
+
+    def __init__(self) -> None:
+        self._nudge: tuple[socket.socket, int] | None = None
+
+    def take(self) -> tuple[socket.socket, int]:
+        """Return a nudge and its port; raises OSError."""
+        made, self._nudge = self._nudge, None
+        return made or _with_port(_nudge_socket())
+
+    def refill(self) -> None:
+        """Make the next one, while there is nothing to deliver."""
+        if self._nudge is None:
+            with contextlib.suppress(OSError):  # whoever needs one will see why
+                self._nudge = _with_port(_nudge_socket())
+
+
+_SPARE = _Spare()
+
+
+def _with_port(nudge: socket.socket) -> tuple[socket.socket, int]:
+    return nudge, nudge.getsockname()[1]
 
 
 async def _connected(nudge: socket.socket, target: Address) -> bool:

@@ -24,6 +24,7 @@ from . import dial, streams
 from .broker import Broker
 from .control import Unreachable
 from .datagrams import Datagrams
+from .delivery import Place
 from .door import (
     Bind,
     Bound,
@@ -222,27 +223,30 @@ class Desk:
             sock.close()
             raise
 
-    def _called(self, broker: Broker, one: Listener, call: Call) -> None:
+    def _called(self, broker: Broker, one: Listener, call: Call) -> Status:
+        if not self.listeners.is_there(one):
+            return Status.UNKNOWN
         answering = self._run(self._answer(broker, one, call))
         self._answering[call.rendezvous] = answering
         answering.add_done_callback(lambda _: self._answering.pop(call.rendezvous, None))
+        return Status.SUCCESS
 
     async def _answer(self, broker: Broker, one: Listener, call: Call) -> None:
         who = format_address(call.peer.address)
         try:
-            async with one.delivery.place() as kept:
+            async with one.delivery.place() as place:
                 kind, sock = await dial.answer(broker, self.reception, call)
-                self._deliver(one, kind, sock, call, kept)
+                self._deliver(one, kind, sock, call, place)
         except dial.FAILURES as error:
             log.info("call from %s came to nothing: %s", who, error)
 
     def _deliver(
-        self, one: Listener, kind: PathKind, sock: socket.socket, call: Call, kept: list[bool]
+        self, one: Listener, kind: PathKind, sock: socket.socket, call: Call, place: Place
     ) -> None:
         who = format_address(call.peer.address)
         if self.listeners.get(one.listener) is None:
             streams.reset(sock)
-        elif one.delivery.deliver(sock, call.peer.address, kept):
+        elif one.delivery.deliver(sock, call.peer.address, place):
             log.info("accepted %s: %s", who, kind.name)
         else:
             log.warning("the queue of the listener at %s is full: reset %s", one.bound, who)

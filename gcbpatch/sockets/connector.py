@@ -7,11 +7,13 @@ anything itself.
 
 from __future__ import annotations
 
+import _socket
 import logging
+import math
 import time
 from typing import Any
 
-from cachetools import TTLCache
+from gevent.socket import getaddrinfo
 
 from ..addresses import Address, is_ip, is_private
 from ..agent import door
@@ -24,6 +26,7 @@ log = logging.getLogger("gcbpatch")
 WORLD_SECONDS = 60.0
 WORLD_FAILURE_SECONDS = 5.0
 _LOOPBACK = "127."
+_MOST_ORDINARY = 1024
 
 
 class Connector:
@@ -40,54 +43,97 @@ class Connector:
         self._self_evident = config.gateway is None and all(
             is_ip(host) and not is_private(host) for host in self._configured
         )
-        self._worlds: TTLCache[str, frozenset[str]] = TTLCache(1, WORLD_SECONDS, time.monotonic)
-        self._world: frozenset[str] = frozenset()
-        self._fresh_until = 0.0
-        self._failures: TTLCache[str, bool] = TTLCache(1, WORLD_FAILURE_SECONDS, time.monotonic)
+        self._world: frozenset[str] = frozenset(self._configured)
+        self._fresh_until = math.inf if self._self_evident else 0.0
+        self._failed_until = 0.0
+        self._ordinary: set[str] = set()
+
+    def is_ordinary(self, address: Any) -> bool:
+        """Whether it is known already that the agent has nothing to do with ``address``.
+
+        This is all that most connects cost; False only means that wanted() must look.
+        """
+        return (
+            type(address) is tuple
+            and len(address) > 1
+            and type(address[0]) is str
+            and address[0] in self._ordinary
+            and (self._self_evident or time.monotonic() < self._fresh_until)
+        )
 
     def wanted(self, target: Address) -> bool:
         """Return whether the agent should make a connection to ``target``, an IPv4 literal."""
         host, port = target
-        if not self._routes.table and self._known_as_ordinary(host):
-            return False
         if port in self._command_ports or not 0 < port < 65536:
             return False
+        if not self._is_of_interest(host):
+            self._remember(host)
+            return False
+        return True
+
+    def _is_of_interest(self, host: str) -> bool:
         way = self._routes.way(host)
         if way is not None:
             return way is not Way.KERNEL
         return not host.startswith(_LOOPBACK) and host in self._hosts()
 
-    def _known_as_ordinary(self, host: str) -> bool:
-        """Whether it takes no more than a set to see that a host is nobody's: most are."""
-        if self._self_evident:
-            return host not in self._configured
-        return time.monotonic() < self._fresh_until and host not in self._world
+    def _remember(self, host: str) -> None:
+        """Have the next connect to an ordinary host cost no more than a look into a set."""
+        if len(self._ordinary) >= _MOST_ORDINARY:
+            self._ordinary.clear()
+        self._ordinary.add(host)
 
     def begin(self, address: Address, port: int) -> Any:
         """Ask the agent; returns the door connection on which the answer comes."""
         return self.link.begin(door.Dial(Endpoint.of(address), port))
 
-    def _hosts(self) -> frozenset[str] | set[str]:
-        if self._self_evident:
-            return self._configured
-        if "world" not in self._worlds and "world" not in self._failures:
-            self._ask_world()
-        return self._worlds.get("world", frozenset())
+    def _hosts(self) -> frozenset[str]:
+        """The hosts whose addresses may be brokered, as far as anybody knows now."""
+        now = time.monotonic()
+        if now < self._fresh_until:
+            return self._world
+        if now < self._failed_until:
+            return frozenset()
+        return self._ask_world()
 
-    def _ask_world(self) -> None:
+    def _ask_world(self) -> frozenset[str]:
+        self._ordinary.clear()
+        named = self._named()
+        if named is not None:
+            self._learn(named)
+            return self._world
         try:
             world = self.link.ask(door.AskWorld())
         except AgentGone as error:
-            self._failures["world"] = True
+            self._failed_until = time.monotonic() + WORLD_FAILURE_SECONDS
             self.link.warn_once("no agent: %s", error)
-            return
+            return frozenset()
         config = self.link.config
-        publics_missing = config.gateway is not None and not world.publics
-        self._world = frozenset(world.brokers) | frozenset(world.publics)
-        self._worlds["world"] = self._world
-        self._fresh_until = time.monotonic() + WORLD_SECONDS
-        if publics_missing and not config.brokers:
-            self._failures["world"] = True
-            del self._worlds["world"]
-            self._fresh_until = 0.0
+        if config.gateway is not None and not world.publics and not config.brokers:
+            self._failed_until = time.monotonic() + WORLD_FAILURE_SECONDS
             self.link.warn_once("dpfd does not answer")
+            return frozenset()
+        self._learn(frozenset(world.brokers) | frozenset(world.publics))
+        return self._world
+
+    def _named(self) -> frozenset[str] | None:
+        """The hosts of brokers known by name, found without an agent; None if it must be asked.
+
+        An ordinary connect starts no agent: a broker whose name stands for public addresses
+        has its proxies there, as one has that is configured by such an address.
+        """
+        if self.link.config.gateway is not None or self.link.is_in_use():
+            return None
+        found: set[str] = set()
+        for host in self._configured:
+            try:
+                infos = getaddrinfo(host, None, _socket.AF_INET, _socket.SOCK_STREAM)
+            except (_socket.gaierror, UnicodeError):
+                return None
+            found.update(str(info[4][0]) for info in infos)
+        return None if any(map(is_private, found)) else frozenset(found)
+
+    def _learn(self, world: frozenset[str]) -> None:
+        self._ordinary.clear()
+        self._world = world
+        self._fresh_until = time.monotonic() + WORLD_SECONDS

@@ -45,6 +45,14 @@ class Intake:
         except OSError:
             return False
 
+    def gives(self) -> bool:
+        """Return whether the descriptor that connections come out of is still the queue's."""
+        end, inode = self._ends[0]
+        try:
+            return inode_of(end.fileno()) == inode
+        except OSError:
+            return False
+
     def pop(self) -> tuple[int, door.Arrival] | None:
         """Take the oldest connection; None when there is none (any more)."""
         return door.pop(self._ends[0][0])

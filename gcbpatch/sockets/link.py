@@ -97,6 +97,8 @@ class Link:
             answer, back = _answer_within(conn, limit)
         except ConnectionResetError:
             return None
+        except TimeoutError:
+            raise  # not ours: the program waits for its connect no longer
         except (OSError, door.DoorError) as error:
             raise AgentGone(f"the agent did not answer: {error}") from error
         finally:
@@ -133,6 +135,10 @@ class Link:
         self._welcomed = False
         self._attached = os.getpid(), conn, inode_of(conn.fileno())
         self._watch(conn.fileno())
+
+    def is_in_use(self) -> bool:
+        """Return whether this process has asked its agent anything yet."""
+        return self._attached is not None
 
     def _is_attached(self) -> bool:
         """Whether this process has a connection to a living agent; lets go of any other."""
@@ -265,10 +271,15 @@ class Link:
 def _answer_within(
     conn: _socket.socket, seconds: float
 ) -> tuple[door.DoorMessage | None, list[int]]:
-    """Wait for an answer; that a number is readable may be news of who had it before."""
+    """Wait for an answer; that a number is readable may be news of who had it before.
+
+    Raises AgentGone when there is none in time; TimeoutError is of the program's own timeout.
+    """
+    silence = AgentGone("the agent did not answer in time")
     deadline = time.monotonic() + seconds
     while True:
-        wait_read(conn.fileno(), timeout=max(deadline - time.monotonic(), 0.0))
+        left = max(deadline - time.monotonic(), 0.0)
+        wait_read(conn.fileno(), timeout=left, timeout_exc=silence)
         try:
             return door.receive_answer(conn)
         except BlockingIOError:

@@ -19,8 +19,8 @@ from ..agent import door
 from ..wire.messages import Endpoint
 from .intake import Intake
 from .link import AgentGone, Link
-from .options import carry, inherited
-from .table import Names, Table, cookie_of
+from .options import Options, carry, inherited
+from .table import Names, cookie_of
 
 FIND_INTERVAL = 1.0
 """Seconds between questions about a registration that was not there in time."""
@@ -44,6 +44,7 @@ class Listener:
         self.bound: Address = _socket.socket.getsockname(sock)[:2]
         self.public: Address | None = None
         self._link = link
+        self._keeps_names = link.config.identity == "local"
         self._v6 = sock.family == socket.AF_INET6
         self._cookie = cookie_of(sock)
         self._id = os.urandom(16)
@@ -170,25 +171,21 @@ class Listener:
             self._ask(door.Find(self._id))
         return self.public and self._shaped(self.public)
 
-    @property
-    def _keeps_names(self) -> bool:
-        return self._link.config.identity == "local"
-
     def _shaped(self, address: Address) -> Any:
         """An address as a socket of this family has it."""
         return mapped(address) if self._v6 else address
 
-    def _local_name(self, sock: _socket.socket) -> Any:
+    def _local_name(self, fd: int) -> Any:
         """What getsockname() of an accepted socket says: the listener's own name."""
         if not self._keeps_names:
             return self.public and self._shaped(self.public)
         host, port = self.bound
-        return self._shaped((sock.getsockname()[0] if is_wildcard(host) else host, port))
+        return self._shaped((_own_host(fd) if is_wildcard(host) else host, port))
 
     # --- accept
 
-    def accepted(self, fd: int, address: Any, table: Table) -> tuple[int, Any] | None:
-        """Return what accept() should return for a connection of the kernel's.
+    def accepted(self, fd: int, address: Any) -> tuple[int, Any, Names | None] | None:
+        """Return what accept() should return for a connection of the kernel's, and its names.
 
         None when it was a nudge for a connection that a sibling process has taken.
         """
@@ -197,14 +194,16 @@ class Listener:
             got = self._pop()
             if got is None:
                 return None
-            fd, address = got[0], self._shaped(got[1].peer.address)
-            self._name(fd, address, table)
-        elif self.public is not None and not self._keeps_names:
-            self._name(fd, None, table)
-        return fd, address
+            fd, peer = got[0], self._shaped(got[1].peer.address)
+            if self._options:
+                _set_options(self._options, fd)
+            return fd, peer, Names(self._local_name(fd), peer)
+        if self.public is not None and not self._keeps_names:
+            return fd, address, Names(self._shaped(self.public), None)
+        return fd, address, None
 
     def _pop(self) -> tuple[int, door.Arrival] | None:
-        if self._intake is None or not self._intake.is_whole():
+        if self._intake is None or not self._intake.gives():
             self._fetch_intake()
         return self._intake.pop() if self._intake is not None else None
 
@@ -221,18 +220,24 @@ class Listener:
         else:
             door.close_all(fds)
 
-    def _name(self, fd: int, peer: Any, table: Table) -> None:
-        os.set_blocking(fd, False)
-        sock = _socket.socket(fileno=fd)
-        try:
-            if peer is not None:
-                carry(self._options, sock)
-            table.put(sock, Names(self._local_name(sock), peer))
-        finally:
-            sock.detach()
-
     def release(self) -> None:
         """The socket is gone from this process: give up our hold on its queue."""
         if self._intake is not None:
             self._intake.close()
             self._intake = None
+
+
+def _own_host(fd: int) -> str:
+    sock = _socket.socket(fileno=fd)
+    try:
+        return str(sock.getsockname()[0])
+    finally:
+        sock.detach()
+
+
+def _set_options(options: Options, fd: int) -> None:
+    sock = _socket.socket(fileno=fd)
+    try:
+        carry(options, sock)
+    finally:
+        sock.detach()

@@ -36,6 +36,8 @@ class Layer:
         self.twins = Twins()
         self.accepted = -1
         """The descriptor that came last out of an accept()."""
+        self.named: dict[int, Names] = {}
+        """What accept() knows of the descriptors that are to become sockets next."""
         self.link: Link | None = None
         self.connector: Connector | None = None
         self.hosts: set[str] = set()
@@ -136,6 +138,10 @@ class Raw(_wrefsocket):
 
     def _recognise(self, fileno: int) -> None:
         """Take up what is known of a socket that has been another object before, or still is."""
+        if LAYER.named and (names := LAYER.named.pop(fileno, None)) is not None:
+            self._state = names
+            LAYER.table.put(self, names)
+            return
         state = LAYER.table.find(self) if LAYER.table else None
         if isinstance(state, Pending):
             become_connecting(self, state)
@@ -226,10 +232,16 @@ class Raw(_wrefsocket):
             LAYER.accepted = fd
             if type(self._state) is not Listener:
                 return fd, address
-            got = self._state.accepted(fd, address, LAYER.table)
-            if got is not None:
-                LAYER.accepted = got[0]
-                return got
+            got = self._state.accepted(fd, address)
+            if got is None:
+                continue
+            fd, address, names = got
+            LAYER.accepted = fd
+            if names is None:
+                LAYER.named.pop(fd, None)
+            else:
+                LAYER.named[fd] = names
+            return fd, address
 
     def getsockname(self) -> Any:
         """The public address of a registered socket; else the kernel's."""
@@ -305,6 +317,9 @@ class Raw(_wrefsocket):
 
     def connect_ex(self, address: Any) -> int:
         """Start or look at connecting; the agent does it for brokered addresses."""
+        connector = LAYER.connector
+        if self._state is None and (connector is None or connector.is_ordinary(address)):
+            return _base.connect_ex(self, address)  # gevent's connect() comes here twice
         error, address = self._connect(address)
         return super().connect_ex(address) if error is None else error
 
@@ -355,6 +370,6 @@ class Raw(_wrefsocket):
 
     def close(self) -> None:
         """Close; a listener's queue is given up with the last."""
-        super().close()
-        if isinstance(self._state, Listener):
+        _base.close(self)
+        if type(self._state) is Listener:
             LAYER.table.prune()

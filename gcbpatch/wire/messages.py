@@ -10,6 +10,7 @@ are ignored by an earlier one.
 from __future__ import annotations
 
 import enum
+import functools
 import ipaddress
 from typing import Annotated
 
@@ -68,6 +69,13 @@ class Message(msgspec.Struct, array_like=True, frozen=True):
     """Base of all bodies."""
 
 
+@functools.lru_cache(maxsize=1024)
+def _check_host(host: str) -> None:
+    ipaddress.ip_address(host)
+    if "%" in host:
+        raise ValueError("a zone means nothing on another host")
+
+
 class Endpoint(Message, frozen=True):
     """An IP literal and a port."""
 
@@ -75,9 +83,7 @@ class Endpoint(Message, frozen=True):
     port: Port
 
     def __post_init__(self) -> None:
-        ipaddress.ip_address(self.host)
-        if "%" in self.host:
-            raise ValueError("a zone means nothing on another host")
+        _check_host(self.host)
 
     @property
     def address(self) -> Address:

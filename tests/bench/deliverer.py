@@ -54,8 +54,8 @@ async def _deliver(desk: Desk, listener: socket.socket) -> int:
         near.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         far, peer = listener.accept()
         began = time.perf_counter_ns()
-        async with one.delivery.place() as kept:
-            assert one.delivery.deliver(far, peer, kept)
+        async with one.delivery.place() as place:
+            assert one.delivery.deliver(far, peer, place)
         assert await asyncio.get_running_loop().sock_recv(near, 1) == b"x"
         return time.perf_counter_ns() - began
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
@@ -127,3 +128,53 @@ def test_a_program_without_standard_descriptors_gets_its_agent(tmp_path: Path) -
         """
     )
     assert said.read_text() == "True\n"
+
+
+NAMED = """
+    import gcbpatch; gcbpatch.patch_all()
+    import socket
+    try:
+        socket.create_connection(("{host}", 9), timeout=0.2)
+    except OSError:
+        pass
+    from gcbpatch.agent import door
+    from gcbpatch.sockets.raw import LAYER
+    try:
+        door.connect(LAYER.link.name).close()
+    except ConnectionRefusedError:
+        print("none")
+    else:
+        print("one")
+"""
+
+
+def agent_after_a_connect(broker: str) -> str:
+    """Connect to an ordinary address that is not loopback's; say whether there is an agent."""
+    done = run(NAMED.format(host="198.51.100.1"), GCB_BROKER=broker)
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def test_a_connect_starts_no_agent_where_the_brokers_name_means_a_public_address() -> None:
+    # No address as we write them, yet every resolver knows it without asking anybody.
+    assert agent_after_a_connect("198.51.25609") == "none"
+
+
+def test_a_connect_starts_one_where_the_broker_has_a_private_address(broker: Broker) -> None:
+    assert agent_after_a_connect(format_address(broker.address)) == "one"
+
+
+IN_TIME = """
+    import gcbpatch; gcbpatch.patch_all()
+    import socket
+    try:
+        socket.create_connection(("198.51.100.1", 9), timeout=0.3)
+    except OSError as error:
+        print(repr(error))
+"""
+
+
+def test_a_connect_keeps_its_timeout_while_the_agent_waits_for_a_silent_broker() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        done = run(IN_TIME, GCB_BROKER=format_address(silent.getsockname()))
+    assert (done.stdout, done.stderr) == ("TimeoutError('timed out')\n", "")
