@@ -5,8 +5,9 @@ program share, and a connect from a reserved loopback address (the nudge) makes 
 report the program's own listening socket readable: no poller is ever fooled. A patched
 program closes the nudge and takes the queue's head. A program that is not patched keeps the
 nudge, thinking that it is its client: then the agent takes the head and bridges the two. A
-process that holds the queue is patched, however long it keeps a nudge. What is left in the
-queue by one that was killed between the two is nudged for again.
+process that has the queue may be a patched one, suspended: it gets its connection back if it
+closes the nudge without having said or read anything. What is left in the queue by one that
+was killed is nudged for again.
 
 No more connections are on their way than the listener's backlog lets the kernel hold. It
 must never lose or reorder what is in the queue.
@@ -29,7 +30,7 @@ from typing import Any
 
 from ..addresses import Address, format_address
 from . import sockdiag, streams
-from .bridge import bridge
+from .bridge import bridge, is_served
 from .door import NUDGE_HOST, Arrival, Endpoint, pop, push
 from .holders import Holders
 
@@ -42,6 +43,8 @@ LOOK_SECONDS = 0.1
 """How long a patched program may hold a nudge, as a rule: it closes it right after accept()."""
 MOST_LOOK_SECONDS = 1.0
 _HOLDERS = Holders()
+MOST_IN_VAIN = 20
+"""Nudges for what is left, one after the other, until its client is told that nobody wants it."""
 
 
 def most_backlog() -> int:
@@ -124,14 +127,15 @@ class Delivery:
         self._running: set[asyncio.Task[None]] = set()
         self._nudges: dict[socket.socket, asyncio.TimerHandle] = {}
         self._done: Callable[[], None] | None = None
+        self._queue = frozenset(os.fstat(end.fileno()).st_ino for end in self.ends)
         self._nudging = 0
         """Nudges that nobody has closed yet."""
         self._looking = False
+        self._in_vain = 0
         self._largest = 1
         """Octets of the largest arrival so far."""
         for end in self.ends:
             end.setblocking(False)
-        self._queue = frozenset(os.fstat(end.fileno()).st_ino for end in self.ends)
 
     def allow(self, backlog: int) -> None:
         """Hold as many connections as this backlog allows from now on."""
@@ -249,13 +253,25 @@ class Delivery:
         He was killed before he took it, or there were several in one group of sockets. Who
         lives takes it within LOOK_SECONDS; if not, a nudge too many is harmless.
         """
-        if self._looking or not self._is_more_than_nudged():
+        if self._looking:
+            return
+        if not self._is_more_than_nudged():
+            self._in_vain = 0
             return
         self._looking = True
         await asyncio.sleep(LOOK_SECONDS)
         self._looking = False
         if self._is_more_than_nudged():
-            self._nudge_for(_nudge_socket(), _nothing)
+            self._nudge_again()
+
+    def _nudge_again(self) -> None:
+        """A program that is not patched may close whatever it accepts: its clients see that."""
+        self._in_vain += 1
+        if self._in_vain > MOST_IN_VAIN and (got := pop(self.ends[0])) is not None:
+            log.info("reset a connection that nobody takes")
+            streams.reset(socket.socket(fileno=got[0]))
+            self._in_vain = 0
+        self._nudge_for(_nudge_socket(), _nothing)
 
     def _is_more_than_nudged(self) -> bool:
         """Whether there are connections in the queue that no nudge is under way for."""
@@ -275,38 +291,48 @@ class Delivery:
             if self._done is not None:
                 return None
             nudge = _nudge_socket()
-        if await self._let_go(nudge):
+        if await _let_go(nudge, self.target):
             # Resetting leaves nothing in TIME_WAIT at the program's end: nudges come from one
             # address and would use up its ports in a minute.
             streams.reset(nudge)
             return None
         return nudge
 
-    async def _let_go(self, nudge: socket.socket) -> bool:
-        """Wait until the nudge is closed by who accepted it; False if it is a stranger's."""
-        pause, looks = LOOK_SECONDS, 0
-        while True:
-            try:
-                async with asyncio.timeout(pause):
-                    await streams.readable(nudge)
-                return _is_closed(nudge)
-            except TimeoutError:
-                # Only what is accepted stands on a file: it may wait in the backlog for minutes.
-                inode = _accepted_inode(self.target, nudge)
-            looks = looks + 1 if inode else 0
-            # One that is patched, too, may be suspended while it has it, or be swapped out.
-            if looks > 1 and not _HOLDERS.has_both(inode, self._queue):
-                return False
-            pause = LOOK_SECONDS if looks == 1 else min(2 * pause, MOST_LOOK_SECONDS)
-
     async def _bridge(self, nudge: socket.socket) -> None:
+        """Be the client of who keeps the nudge, once it is certain that he takes it for one."""
         got = pop(self.ends[0])
         if got is None:
             return
-        log.info("bridging a connection to a program that is not patched")
-        with socket.socket(fileno=got[0]) as sock:
+        fd, arrival = got
+        with socket.socket(fileno=fd) as sock:
             sock.setblocking(False)
-            await bridge(nudge, sock)
+            if await self._is_wanted(nudge, sock):
+                log.info("bridging a connection to a program that is not patched")
+                await bridge(nudge, sock)
+            else:
+                self._put_back(sock, arrival)
+
+    async def _is_wanted(self, nudge: socket.socket, sock: socket.socket) -> bool:
+        """Whether who keeps a nudge takes it for a client.
+
+        A process without the queue does. One that has it is patched, and is suspended in the
+        midst of accept(); or something in it accepts by itself, past the patch.
+        """
+        standing = _accepted(self.target, nudge)
+        if standing is not None and _HOLDERS.has_both(standing[0], self._queue):
+            return await is_served(nudge, sock, lambda: _unread(self.target, nudge))
+        # Who was not found may have closed it meanwhile, as a patched one does.
+        return _accepted(self.target, nudge) is not None or not _is_closed(nudge)
+
+    def _put_back(self, sock: socket.socket, arrival: Arrival) -> None:
+        """It was a patched process that was suspended with the nudge, or was killed."""
+        try:
+            push(self.ends[1], arrival, sock.fileno())
+        except OSError:
+            streams.linger_not(sock)
+            return
+        if self._done is None:
+            self._nudge_again()
 
 
 def _nothing() -> None:
@@ -361,16 +387,37 @@ async def _connected(nudge: socket.socket, target: Address) -> bool:
     return True
 
 
+async def _let_go(nudge: socket.socket, target: Address) -> bool:
+    """Wait until the nudge is closed by who accepted it; False if it is kept or spoken on."""
+    pause, accepted = LOOK_SECONDS, False
+    while True:
+        try:
+            async with asyncio.timeout(pause):
+                await streams.readable(nudge)
+            return _is_closed(nudge)
+        except TimeoutError:
+            if accepted:
+                return False
+        # Only what is accepted stands on a file: a nudge in the backlog may wait for minutes.
+        accepted = _accepted(target, nudge) is not None
+        pause = LOOK_SECONDS if accepted else min(2 * pause, MOST_LOOK_SECONDS)
+
+
+def _unread(target: Address, nudge: socket.socket) -> int | None:
+    standing = _accepted(target, nudge)
+    return None if standing is None else standing[1]
+
+
+def _accepted(target: Address, nudge: socket.socket) -> tuple[int, int] | None:
+    try:
+        return sockdiag.accepted(target, nudge.getsockname())
+    except OSError as error:
+        log.warning("cannot see who accepts at %s: %s", format_address(target), error)
+        return None
+
+
 def _is_closed(nudge: socket.socket) -> bool:
     try:
         return nudge.recv(1, socket.MSG_PEEK) == b""
     except OSError:
         return True
-
-
-def _accepted_inode(target: Address, nudge: socket.socket) -> int:
-    try:
-        return sockdiag.accepted_inode(target, nudge.getsockname())
-    except OSError as error:
-        log.warning("cannot see who accepts at %s: %s", format_address(target), error)
-        return 0

@@ -97,7 +97,9 @@ class Doorkeeper:
         await _withdraw(leaving)
         if answered:
             _hand_over(conn, *answering.result())
-        elif not isinstance(asked, door.Listen):
+        elif isinstance(asked, door.Listen):
+            answering.add_done_callback(_discard)
+        else:
             await _withdraw(answering)
         return answered
 
@@ -131,6 +133,16 @@ class Doorkeeper:
     def close(self) -> None:
         """Nobody else comes in."""
         self._door.close()
+
+
+def _discard(task: asyncio.Task[tuple[door.DoorMessage, tuple[int, ...]]]) -> None:
+    """Who asked has gone meanwhile: what would have come along is for nobody."""
+    if task.cancelled():
+        return
+    if task.exception() is None:
+        door.close_all(list(task.result()[1]))
+    else:
+        log.error("a request that was given up failed", exc_info=task.exception())
 
 
 async def _withdraw(task: asyncio.Task[object]) -> None:

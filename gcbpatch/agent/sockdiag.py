@@ -37,8 +37,10 @@ _DUMP_SECONDS = 2.0
 _REQUEST_FLAG = 1
 _NO_COOKIE = struct.pack("=III", 0, 0xFFFFFFFF, 0xFFFFFFFF)
 """No interface, and INET_DIAG_NOCOOKIE twice: whatever the socket's cookie is."""
-_INODE_AT = 84
-"""netlink header (16), four bytes, the socket's id (48), expires, two queues, uid."""
+_UNREAD_AT = 72
+"""netlink header (16), four bytes, the socket's id (48), expires."""
+_INODE_AT = _UNREAD_AT + 12
+"""Two queues, uid."""
 
 # Load the destination port; keep the event only if it is 0: a listener never had a peer.
 # Without this every connection that ends on this machine would wake the agent.
@@ -134,16 +136,18 @@ def _dump(protocol: int, states: int) -> set[int]:
     return found
 
 
-def accepted_inode(local: Address, peer: Address) -> int:
-    """Return the inode of the connection that stands at ``local``, once it was accepted.
+def accepted(local: Address, peer: Address) -> tuple[int, int] | None:
+    """Return the inode of the connection that stands at ``local``, and its octets not yet read.
 
-    One that still waits in a backlog stands on no file: 0. Addresses are IPv4, also where the
-    listening socket is a dual-stack one. Raises OSError.
+    None if no process has accepted it: one that waits in a backlog stands on no file, and its
+    inode is 0. Addresses are IPv4, also where the listening socket is a dual-stack one.
+    Raises OSError.
     """
     data = _look_up(local, peer, _NO_COOKIE)
     if data is None or len(data) < _INODE_AT + 4:
-        return 0
-    return int(struct.unpack_from("=I", data, _INODE_AT)[0])
+        return None
+    unread, _, _, inode = struct.unpack_from("=IIII", data, _UNREAD_AT)
+    return (inode, unread) if inode else None
 
 
 def listens(local: Address, cookie: int) -> bool:

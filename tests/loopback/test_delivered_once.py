@@ -151,3 +151,61 @@ def test_a_program_that_is_suspended_while_it_accepts_gets_its_connection(
             sock.settimeout(HANG_LIMIT)
             assert sock.recv(100) == b"taken"
         assert "bridging" not in program.log.read_text()
+
+
+def test_what_accepts_past_the_patch_is_bridged_when_it_reads(
+    broker: Broker, tmp_path: Path
+) -> None:
+    text = """
+    import _socket, socket
+    from gevent import monkey
+    listener = socket.create_server(("", 0))
+    print("%s:%s" % listener.getsockname(), flush=True)
+    monkey.get_original("select", "select")([listener.fileno()], [], [])
+    native = _socket.socket(fileno=_socket.socket(fileno=listener.fileno())._accept()[0])
+    native.setblocking(True)
+    got = b""
+    while not got.endswith(b"r"):
+        got += native.recv(100)
+    native.sendall(got[::-1])
+    """
+    with Program(text, broker, tmp_path / "log") as program:
+        public = program.name()
+        with socket.create_connection(public, HANG_LIMIT) as sock:
+            sock.settimeout(1.0)
+            with pytest.raises(TimeoutError):
+                sock.recv(1)
+            sock.settimeout(HANG_LIMIT)
+            sock.sendall(b"drawer")
+            assert sock.recv(6, socket.MSG_WAITALL) == b"reward"
+
+
+def test_clients_see_that_a_program_which_is_not_patched_closes_whatever_it_accepts(
+    broker: Broker, tmp_path: Path
+) -> None:
+    text = """
+    import subprocess, socket, sys
+    CHILD = '''if True:
+        import select, socket, sys
+        listener = socket.socket(fileno=int(sys.argv[1]))
+        while True:
+            select.select([listener], [], [])
+            try:
+                listener.accept()[0].close()
+            except BlockingIOError:
+                continue
+    '''
+    listener = socket.create_server(("", 0))
+    print("%s:%s" % listener.getsockname(), flush=True)
+    number = listener.fileno()
+    child = subprocess.Popen([sys.executable, "-I", "-c", CHILD, str(number)], pass_fds=[number])
+    listener.close()
+    child.wait()
+    """
+    with Program(text, broker, tmp_path / "log") as program:
+        public = program.name()
+        with socket.create_connection(public, HANG_LIMIT) as sock:
+            sock.settimeout(HANG_LIMIT)
+            with pytest.raises(ConnectionResetError):
+                sock.recv(1)
+        program.kill()

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gcbpatch.addresses import format_address
+from gcbpatch.agent import door
 
 from .broker_client import Broker
-from .test_patched import run
+from .broker_ground import wait_until
+from .conversation import Program
+from .test_patched import HANG_LIMIT, agent_in, run
 
 PROGRAM = """
     import gcbpatch; gcbpatch.patch_all(routes=["127.0.0.0/8 gcb"])
@@ -146,3 +154,50 @@ def test_a_program_that_runs_out_of_descriptors(broker: Broker, tmp_path: Path, 
     print("good")
     """,
     )
+
+
+def test_who_leaves_before_the_answer_leaves_no_queue_with_the_agent(tmp_path: Path) -> None:
+    text = """
+    import _socket, socket
+    listener = socket.socket()
+    listener.bind(("", 0))
+    port = _socket.socket.getsockname(listener._sock)[1]
+    from gcbpatch.sockets.raw import LAYER
+    print(LAYER.link.name, port, flush=True)
+    listener.listen()
+    print("listening", flush=True)
+    input()
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.settimeout(HANG_LIMIT)
+        with Program(
+            text, SimpleNamespace(address=silent.getsockname()), tmp_path / "log"
+        ) as program:
+            name, port = program.line().split()
+            silent.recv(2048)  # the agent is registering it, in vain
+            with _queue() as ends:
+                conn = door.connect(name)
+                bound = door.Endpoint.of(("0.0.0.0", int(port)))
+                door.send(conn, door.Listen(bytes(16), 1, bound, 0, False, 0), ends)
+                conn.close()
+            assert program.line() == "listening"
+            # It has the queue that both share once, not again for who is gone.
+            agent = agent_in(program.log)
+            wait_until(lambda: len(_sockets(agent)) == len(set(_sockets(agent))))
+            program.say()
+
+
+def _sockets(pid: int) -> list[str]:
+    links = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(os.readlink(entry))
+    return [link for link in links if link.startswith("socket:")]
+
+
+@contextlib.contextmanager
+def _queue() -> Iterator[tuple[int, int]]:
+    take, put = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with take, put:
+        yield take.fileno(), put.fileno()
