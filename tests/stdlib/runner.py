@@ -119,29 +119,34 @@ def _one_process(job: Job, left: list[str], folder: Path) -> dict[str, Verdict]:
         start_new_session=True,
     ) as process:
         try:
-            hung = _watch(process, report, job.hang)
+            said = _watch(process, report, job.hang)
         finally:
             _kill_group(process)
-    verdicts = read_report(report.read_text().splitlines())
+    hung = said is not None
+    verdicts = read_report((said if said is not None else report.read_text()).splitlines())
     tail = output.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
     status = process.returncode
     broken = Verdict("hang" if hung else "died", f"status {status}\n{tail}")
     return complete(verdicts, end_of(job), None if status == 0 and not hung else broken)
 
 
-def _watch(process: subprocess.Popen[bytes], report: Path, limit: float) -> bool:
-    """Wait for the end of a process; returns whether it made no progress for too long."""
+def _watch(process: subprocess.Popen[bytes], report: Path, limit: float) -> str | None:
+    """Wait for the end of a process; if it made no progress for too long return its report.
+
+    That is the report until then: the signal below may let the id that hung go on.
+    """
     size, since = 0, time.monotonic()
     while process.poll() is None:
         now = time.monotonic()
         if (grown := report.stat().st_size) != size:
             size, since = grown, now
         elif now - since > limit:
+            said = report.read_text()
             os.kill(process.pid, signal.SIGUSR1)  # it tells on stderr where it is
             time.sleep(GRACE_SECONDS)
-            return True
+            return said
         time.sleep(POLL_SECONDS)
-    return False
+    return None
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

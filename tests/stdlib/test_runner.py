@@ -34,3 +34,11 @@ def test_an_id_that_is_not_there_is_not_called_good() -> None:
     module, cls = class_of(test)
     outcome = run(Job(module, cls, [test], "gevent"))
     assert outcome.verdicts[test].word == "absent"
+
+
+def test_it_is_the_id_that_hangs_of_which_a_hang_is_told() -> None:
+    """gevent puts os.close() off until its loop turns: a signal by which we ask does that."""
+    case = "test.test_asyncio.test_events", "PollEventLoopTests"
+    test = ".".join((*case, "test_read_pipe"))
+    outcome = run(Job(*case, [test], "gevent", hang=5))
+    assert outcome.verdicts[test].word == "hang"
