@@ -37,8 +37,9 @@ from .holders import Holders
 log = logging.getLogger("gcbpatch.agent")
 
 NUDGE_SECONDS = 0.5
-QUICK_SECONDS = 0.05
-"""How long a nudge is watched without a task: a patched program that is not busy needs less."""
+QUICK_SECONDS = 0.02
+"""When a nudge is looked after: a patched program that is not busy has closed it by then."""
+MOST_SPARE = 32
 LOOK_SECONDS = 0.1
 """How long a patched program may hold a nudge, as a rule: it closes it right after accept()."""
 MOST_LOOK_SECONDS = 1.0
@@ -70,7 +71,7 @@ class Room:
 
     async def take(self) -> None:
         """Wait for a place and take it: that is how long a kernel's connect waits, too."""
-        if self._taken <= self._backlog and not self._waiting:
+        if not self.is_full():
             self._taken += 1
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -84,6 +85,10 @@ class Room:
             else:
                 self.give()  # it was given to us in the same moment
             raise
+
+    def is_full(self) -> bool:
+        """Return whether the next one who comes has to wait."""
+        return self._taken > self._backlog or bool(self._waiting)
 
     def give(self) -> None:
         """Give a place back."""
@@ -125,7 +130,8 @@ class Delivery:
         self.ends = take, put
         self._room = Room(min(backlog, most_backlog()))
         self._running: set[asyncio.Task[None]] = set()
-        self._nudges: dict[socket.socket, asyncio.TimerHandle] = {}
+        self._nudges: list[socket.socket] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._done: Callable[[], None] | None = None
         self._queue = frozenset(os.fstat(end.fileno()).st_ino for end in self.ends)
         self._nudging = 0
@@ -143,6 +149,8 @@ class Delivery:
 
     def place(self) -> Place:
         """Return a place in the backlog, to be entered before a connection is made for it."""
+        if self._room.is_full():
+            self._sweep()
         return Place(self._room)
 
     def deliver(self, sock: socket.socket, peer: Address, place: Place) -> bool:
@@ -164,33 +172,38 @@ class Delivery:
         return True
 
     def _watch(self, nudge: socket.socket) -> None:
-        """Most nudges are closed at once: only those that are not are worth a task."""
-        loop = asyncio.get_running_loop()
-        timer = loop.call_later(QUICK_SECONDS, self._look, nudge)
-        self._nudges[nudge] = timer
-        loop.add_reader(nudge.fileno(), self._stirred, nudge)
+        """See to it later that the nudge was closed: most are, before anybody could look.
 
-    def _unwatch(self, nudge: socket.socket) -> None:
-        asyncio.get_running_loop().remove_reader(nudge.fileno())
-        self._nudges.pop(nudge).cancel()
-
-    def _look(self, nudge: socket.socket) -> None:
-        self._unwatch(nudge)
-        self._run(self._nudge_and_bridge(nudge, self._room.give))
-
-    def _stirred(self, nudge: socket.socket) -> None:
-        """The nudge was closed by a patched program, or somebody keeps it and speaks."""
-        if not _is_closed(nudge):
+        To be woken by each close would cost the program a switch in the midst of its accept().
+        """
+        if self._room.is_full():
             self._look(nudge)
             return
-        self._unwatch(nudge)
-        streams.reset(nudge)
-        self._nudging -= 1
-        self._room.give()
-        _SPARE.refill()
+        self._nudges.append(nudge)
+        if self._timer is None:
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(QUICK_SECONDS, self._sweep)
+
+    def _sweep(self) -> None:
+        """Clear away closed nudges; the others are worth a task each."""
+        nudges, self._nudges = self._nudges, []
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for nudge in nudges:
+            if not _is_closed(nudge):
+                self._look(nudge)
+                continue
+            streams.reset(nudge)
+            self._nudging -= 1
+            self._room.give()
+        _SPARE.refill(len(nudges))
         if self._is_more_than_nudged() and not self._looking:
             self._run(self._look_what_is_left())
         self._finish_if_idle()
+
+    def _look(self, nudge: socket.socket) -> None:
+        self._run(self._nudge_and_bridge(nudge, self._room.give))
 
     def resume(self) -> None:
         """A former agent may have died between push and nudge; one nudge too many is harmless."""
@@ -351,21 +364,20 @@ def _nudge_socket() -> socket.socket:
 
 
 class _Spare:
-    """A nudge made ahead: making one takes as long as all the rest of a delivery."""
+    """Nudges made ahead: making one takes as long as all the rest of a delivery."""
 
     def __init__(self) -> None:
-        self._nudge: tuple[socket.socket, int] | None = None
+        self._nudges: list[tuple[socket.socket, int]] = []
 
     def take(self) -> tuple[socket.socket, int]:
         """Return a nudge and its port; raises OSError."""
-        made, self._nudge = self._nudge, None
-        return made or _with_port(_nudge_socket())
+        return self._nudges.pop() if self._nudges else _with_port(_nudge_socket())
 
-    def refill(self) -> None:
-        """Make the next one, while there is nothing to deliver."""
-        if self._nudge is None:
-            with contextlib.suppress(OSError):  # whoever needs one will see why
-                self._nudge = _with_port(_nudge_socket())
+    def refill(self, used: int) -> None:
+        """Have as many as were needed just now, while there is nothing to deliver."""
+        with contextlib.suppress(OSError):  # whoever needs one will see why
+            while len(self._nudges) < min(used, MOST_SPARE):
+                self._nudges.append(_with_port(_nudge_socket()))
 
 
 _SPARE = _Spare()
@@ -419,5 +431,7 @@ def _accepted(target: Address, nudge: socket.socket) -> tuple[int, int] | None:
 def _is_closed(nudge: socket.socket) -> bool:
     try:
         return nudge.recv(1, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
     except OSError:
         return True

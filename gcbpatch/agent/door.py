@@ -40,6 +40,10 @@ CLIENT_VARIABLE = "GCB_CLIENT"
 _PEERCRED = struct.Struct("iII")
 _MAX_FDS = 4
 _FD_SIZE = array.array("i").itemsize
+# Plain numbers, worked out once: arithmetic of enumerations costs as much as a system call.
+_POP_FLAGS = int(socket.MSG_CMSG_CLOEXEC) | int(socket.MSG_DONTWAIT)
+_PUSH_FLAGS = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
+_ONE_FD = socket.CMSG_SPACE(_FD_SIZE)
 NUDGE_HOST = "127.71.67.66"
 """Source address of nudges: loopback, and nobody's by chance ("GCB" in its octets)."""
 
@@ -302,14 +306,13 @@ def push(queue: _socket.socket, arrival: Arrival, fd: int) -> int:
     Returns the octets of the queue that it takes.
     """
     rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
-    return queue.sendmsg([_ENCODE(arrival)], rights, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+    return queue.sendmsg([_ENCODE(arrival)], rights, _PUSH_FLAGS)
 
 
 def pop(queue: _socket.socket) -> tuple[int, Arrival] | None:
     """Take the oldest connection out of a queue; None when it is empty. Raises DoorError."""
-    flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
     try:
-        data, ancillary, _, _ = queue.recvmsg(MAX_MESSAGE, socket.CMSG_SPACE(_FD_SIZE), flags)
+        data, ancillary, _, _ = queue.recvmsg(MAX_MESSAGE, _ONE_FD, _POP_FLAGS)
     except BlockingIOError:
         return None
     fds = _fds_of(ancillary)

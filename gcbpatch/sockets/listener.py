@@ -19,7 +19,7 @@ from ..agent import door
 from ..wire.messages import Endpoint
 from .intake import Intake
 from .link import AgentGone, Link
-from .options import Options, carry, inherited
+from .options import Options, inherited
 from .table import Names, cookie_of
 
 FIND_INTERVAL = 1.0
@@ -33,6 +33,8 @@ def is_nudge(address: Any) -> bool:
     return isinstance(address, tuple) and address[0] in _NUDGES
 
 
+Known = tuple[Names, Options]
+"""The names that an accepted socket answers with, and options that it is to have."""
 def _intake_of(fds: list[int]) -> Intake:
     return Intake.of(*(_socket.socket(fileno=fd) for fd in fds))
 
@@ -184,8 +186,8 @@ class Listener:
 
     # --- accept
 
-    def accepted(self, fd: int, address: Any) -> tuple[int, Any, Names | None] | None:
-        """Return what accept() should return for a connection of the kernel's, and its names.
+    def accepted(self, fd: int, address: Any) -> tuple[int, Any, Known | None] | None:
+        """Return what accept() should return for a connection of the kernel's, and what is known.
 
         None when it was a nudge for a connection that a sibling process has taken.
         """
@@ -195,11 +197,9 @@ class Listener:
             if got is None:
                 return None
             fd, peer = got[0], self._shaped(got[1].peer.address)
-            if self._options:
-                _set_options(self._options, fd)
-            return fd, peer, Names(self._local_name(fd), peer)
+            return fd, peer, (Names(self._local_name(fd), peer), self._options)
         if self.public is not None and not self._keeps_names:
-            return fd, address, Names(self._shaped(self.public), None)
+            return fd, address, (Names(self._shaped(self.public), None), ())
         return fd, address, None
 
     def _pop(self) -> tuple[int, door.Arrival] | None:
@@ -231,13 +231,5 @@ def _own_host(fd: int) -> str:
     sock = _socket.socket(fileno=fd)
     try:
         return str(sock.getsockname()[0])
-    finally:
-        sock.detach()
-
-
-def _set_options(options: Options, fd: int) -> None:
-    sock = _socket.socket(fileno=fd)
-    try:
-        carry(options, sock)
     finally:
         sock.detach()

@@ -21,6 +21,7 @@ from .connecting import become_connecting
 from .connector import Connector
 from .link import AgentGone, Link
 from .listener import Listener
+from .options import Options, carry
 from .pending import Pending
 from .table import Names, Table, Twins
 from .target import plain, resolved
@@ -36,7 +37,7 @@ class Layer:
         self.twins = Twins()
         self.accepted = -1
         """The descriptor that came last out of an accept()."""
-        self.named: dict[int, Names] = {}
+        self.named: dict[int, tuple[Names, Options]] = {}
         """What accept() knows of the descriptors that are to become sockets next."""
         self.link: Link | None = None
         self.connector: Connector | None = None
@@ -138,9 +139,10 @@ class Raw(_wrefsocket):
 
     def _recognise(self, fileno: int) -> None:
         """Take up what is known of a socket that has been another object before, or still is."""
-        if LAYER.named and (names := LAYER.named.pop(fileno, None)) is not None:
-            self._state = names
-            LAYER.table.put(self, names)
+        if LAYER.named and (known := LAYER.named.pop(fileno, None)) is not None:
+            self._state, options = known
+            LAYER.table.put(self, self._state)
+            carry(options, self)
             return
         state = LAYER.table.find(self) if LAYER.table else None
         if isinstance(state, Pending):
@@ -235,12 +237,12 @@ class Raw(_wrefsocket):
             got = self._state.accepted(fd, address)
             if got is None:
                 continue
-            fd, address, names = got
+            fd, address, known = got
             LAYER.accepted = fd
-            if names is None:
+            if known is None:
                 LAYER.named.pop(fd, None)
             else:
-                LAYER.named[fd] = names
+                LAYER.named[fd] = known
             return fd, address
 
     def getsockname(self) -> Any:
