@@ -40,6 +40,7 @@ NUDGE_SECONDS = 0.5
 QUICK_SECONDS = 0.02
 """When a nudge is looked after: a patched program that is not busy has closed it by then."""
 MOST_SPARE = 32
+SPARE_SECONDS = 1.0
 LOOK_SECONDS = 0.1
 """How long a patched program may hold a nudge, as a rule: it closes it right after accept()."""
 MOST_LOOK_SECONDS = 1.0
@@ -364,10 +365,14 @@ def _nudge_socket() -> socket.socket:
 
 
 class _Spare:
-    """Nudges made ahead: making one takes as long as all the rest of a delivery."""
+    """Nudges made ahead: making one takes as long as all the rest of a delivery.
+
+    An agent with nothing to deliver keeps none.
+    """
 
     def __init__(self) -> None:
         self._nudges: list[tuple[socket.socket, int]] = []
+        self._idle: asyncio.TimerHandle | None = None
 
     def take(self) -> tuple[socket.socket, int]:
         """Return a nudge and its port; raises OSError."""
@@ -378,6 +383,13 @@ class _Spare:
         with contextlib.suppress(OSError):  # whoever needs one will see why
             while len(self._nudges) < min(used, MOST_SPARE):
                 self._nudges.append(_with_port(_nudge_socket()))
+        if self._idle is not None:
+            self._idle.cancel()
+        self._idle = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._drop)
+
+    def _drop(self) -> None:
+        while self._nudges:
+            self._nudges.pop()[0].close()
 
 
 _SPARE = _Spare()
