@@ -59,8 +59,6 @@ class Desk:
         self.registrants = Registrants((self.listeners, self.datagrams))
         self.reception = Reception()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._answering: dict[bytes, asyncio.Task[None]] = {}
-        """The listener's side of each rendezvous that is under way here."""
         self._routes = config.routes
         start = random.randrange(len(CONNECTOR_PORTS))
         self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
@@ -202,33 +200,16 @@ class Desk:
         try:
             arranged = await broker.connect(target, port)
             kind, sock = await dial.race(broker, self.reception, arranged)
-            await self._delivered(arranged.rendezvous, sock)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
         took = (loop.time() - began) * 1000
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
         return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()
 
-    async def _delivered(self, rendezvous: bytes, sock: socket.socket) -> None:
-        """Wait until a listener of this very tree has the connection in its queue.
-
-        When the kernel's connect() returns, the listener is readable; a program that talks to
-        itself may count on that, or close the listener at once.
-        """
-        answering = self._answering.get(rendezvous)
-        try:
-            if answering is not None:
-                await asyncio.wait((answering,))
-        except asyncio.CancelledError:
-            sock.close()
-            raise
-
     def _called(self, broker: Broker, one: Listener, call: Call) -> Status:
         if not self.listeners.is_there(one):
             return Status.UNKNOWN
-        answering = self._run(self._answer(broker, one, call))
-        self._answering[call.rendezvous] = answering
-        answering.add_done_callback(lambda _: self._answering.pop(call.rendezvous, None))
+        self._run(self._answer(broker, one, call))
         return Status.SUCCESS
 
     async def _answer(self, broker: Broker, one: Listener, call: Call) -> None:
@@ -259,11 +240,10 @@ class Desk:
             for broker in self._brokers:
                 self._run(broker.unregister(one))
 
-    def _run(self, step: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _run(self, step: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(step)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def close(self) -> None:
         """Finish what is under way for listeners that ended, then stop."""
