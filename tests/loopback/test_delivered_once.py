@@ -18,12 +18,12 @@ STOPS = """
     import os, signal
     from gcbpatch.sockets import listener as room
     taking = room.Listener.accepted
-    def stop_once(self, fd, address, table):
+    def stop_once(self, fd, address, *rest):
         if room.is_nudge(address):
             room.Listener.accepted = taking
             print(os.getpid(), flush=True)
             os.kill(os.getpid(), signal.SIGSTOP)
-        return taking(self, fd, address, table)
+        return taking(self, fd, address, *rest)
     room.Listener.accepted = stop_once
 """
 
