@@ -274,3 +274,29 @@ def test_a_descriptor_is_shared_without_blocking_the_programs_signals(tmp_path: 
     done = run(tmp_path, PATCHED, program)
     assert good(done), done.stderr
     assert not good(run(tmp_path, without(SHARER), program, STUCK)), "the mend was not needed"
+
+
+def test_a_forked_child_is_not_kept_busy_by_what_its_parent_shares(tmp_path: Path) -> None:
+    program = """
+        import multiprocessing
+        def child(conn):
+            for _ in range(20):
+                conn.send(conn.recv())
+        if __name__ == "__main__":
+            multiprocessing.set_start_method("fork")
+            ours, theirs = multiprocessing.Pipe()
+            shared, _ = multiprocessing.Pipe()
+            ours.send(shared)
+            theirs.recv().close()  # the thread that shares descriptors is at work
+            near, far = multiprocessing.Pipe()
+            process = multiprocessing.Process(target=child, args=(far,))
+            process.start()
+            for number in range(20):
+                near.send(number)
+                assert near.recv() == number
+            process.join()
+            print("good")
+    """
+    done = run(tmp_path, PATCHED, program)
+    assert good(done) and not done.stderr, done.stderr[-2000:]
+    assert not good(run(tmp_path, without(SHARER), program, STUCK)), "the mend was not needed"

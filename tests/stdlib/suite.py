@@ -93,6 +93,7 @@ MENDED = (
     r"WithManagerTestMyManager\.test_mymanager",
     r"TestManagerRestart\.test_rapid_restart$",
     r"WithProcessesTestPicklingConnections\.test_access$",
+    r"_fork\.WithProcessesTestPicklingConnections\.test_pickling$",
     r"WithProcessesTestListenerClient\.test_issue14725$",
     r"WithProcessesTestQueue\.test_queue_feeder_donot_stop_onexc$",
 )
