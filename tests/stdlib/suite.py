@@ -88,7 +88,7 @@ HANGING = {
 when all are asked for."""
 
 MENDED = (
-    r"test_asyncio\.test_events\.\w+EventLoopTests\.test_read_pipe$",
+    r"test_asyncio\.test_events\.PollEventLoopTests\.test_read_pipe$",
     r"WithProcessesTestQueue\.test_task_done$",
     r"WithManagerTestMyManager\.test_mymanager",
     r"TestManagerRestart\.test_rapid_restart$",

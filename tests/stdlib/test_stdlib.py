@@ -23,7 +23,7 @@ CLASSES = classes()
 BROKERED = {
     ("test.test_socket", "BasicTCPTest"): 5,
     ("test.test_socket", "NonBlockingTCPTests"): 2,
-    ("test.test_socketserver", "SocketServerTest"): 10,
+    ("test.test_socketserver", "SocketServerTest"): 6,
     ("test.test_ssl", "ThreadedTests"): 20,
     ("test.test_ftplib", "TestFTPClass"): 50,
     ("test.test_xmlrpc", "SimpleServerTestCase"): 5,
