@@ -82,8 +82,12 @@ class Listeners:
 
     @property
     def in_use(self) -> bool:
-        """Whether anything here still needs the agent: a listener, or bytes to carry."""
-        return bool(self._by_id or self._ending)
+        """Whether anything here still needs the agent: a listener, or bytes to carry.
+
+        A socket that is only bound does not count: its process is at the door as long as it
+        lives, and one that was killed while it asked may have ended before it was entered.
+        """
+        return bool(self._ending) or any(one.listens for one in self)
 
     def __iter__(self) -> Iterator[Listener]:
         return iter(list(self._by_id.values()))

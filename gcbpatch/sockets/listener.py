@@ -145,9 +145,14 @@ class Listener:
 
     def _ask(self, message: door.DoorMessage) -> None:
         try:
-            self._take(self._link.ask(message))
+            answer = self._link.ask(message)
         except AgentGone as error:
             self._link.warn_once("no agent: %s", error)
+            return
+        if answer.listener is None:
+            self.again()  # the agent that knew us has ended meanwhile
+        else:
+            self._take(answer)
 
     def _take(self, answer: door.Listening) -> None:
         self._asked = time.monotonic()

@@ -17,7 +17,7 @@ from gcbpatch.agent import door
 from .broker_client import Broker
 from .broker_ground import wait_until
 from .conversation import Program
-from .test_patched import HANG_LIMIT, agent_in, run
+from .test_patched import HANG_LIMIT, agent_in, run, wait_end
 
 PROGRAM = """
     import gcbpatch; gcbpatch.patch_all(routes=["127.0.0.0/8 gcb"])
@@ -186,6 +186,7 @@ def test_who_leaves_before_the_answer_leaves_no_queue_with_the_agent(tmp_path: P
             agent = agent_in(program.log)
             wait_until(lambda: len(_sockets(agent)) == len(set(_sockets(agent))))
             program.say()
+    wait_end(agent)  # a socket that is only bound, and gone, keeps no agent
 
 
 def _sockets(pid: int) -> list[str]:
