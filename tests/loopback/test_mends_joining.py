@@ -38,3 +38,27 @@ def test_without_the_mend_joining_a_spawned_child_stops_everything(tmp_path: Pat
     program = JOINED_WHILE_A_THREAD_WORKS.format(method="spawn")
     done = run(tmp_path, without("multiprocessing.popen_fork"), program, STUCK)
     assert not good(done), "the mend was not needed"
+
+
+# The child has ended before gevent has made a watcher for it.
+JOINED_LATE = """
+    import multiprocessing, os
+    from gevent import monkey
+    sleep = monkey.get_original("time", "sleep")
+    os.register_at_fork(after_in_parent=lambda: sleep(0.3))
+    if __name__ == "__main__":
+        child = multiprocessing.get_context("fork").Process(target=int)
+        child.start()
+        child.join()
+        print("good")
+"""
+
+
+def test_a_child_that_has_ended_before_anybody_watches_is_joined(tmp_path: Path) -> None:
+    done = run(tmp_path, PATCHED, JOINED_LATE)
+    assert good(done), done.stderr
+
+
+def test_without_the_mend_a_child_that_ends_early_is_never_noticed(tmp_path: Path) -> None:
+    done = run(tmp_path, without("multiprocessing.popen_fork"), JOINED_LATE, STUCK)
+    assert not good(done), "the mend was not needed"
