@@ -11,7 +11,7 @@ import _socket
 import socket
 
 from ..agent import door
-from .table import close_if, inode_of
+from .table import close_if, inode_of, is_still
 
 
 class Intake:
@@ -40,18 +40,11 @@ class Intake:
 
     def is_whole(self) -> bool:
         """Return whether both descriptors are still the queue's."""
-        try:
-            return all(inode_of(end.fileno()) == inode for end, inode in self._ends)
-        except OSError:
-            return False
+        return all(is_still(end, inode) for end, inode in self._ends)
 
     def gives(self) -> bool:
         """Return whether the descriptor that connections come out of is still the queue's."""
-        end, inode = self._ends[0]
-        try:
-            return inode_of(end.fileno()) == inode
-        except OSError:
-            return False
+        return is_still(*self._ends[0])
 
     def pop(self) -> tuple[int, door.Arrival] | None:
         """Take the oldest connection; None when there is none (any more)."""

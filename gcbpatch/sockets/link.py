@@ -21,7 +21,7 @@ from gevent.socket import wait_read
 from ..agent import door
 from ..config import ClientConfig, to_environ
 from ..errors import GcbError
-from .table import close_if, inode_of
+from .table import close_if, inode_of, is_still
 
 log = logging.getLogger("gcbpatch")
 
@@ -64,22 +64,20 @@ class Link:
             self._warned = True
             log.warning(text + "; going on as if unpatched", *details)
 
-    def ask(
-        self, message: door.DoorMessage, fds: tuple[int, ...] = (), seconds: float | None = None
-    ) -> Any:
+    def ask(self, message: door.DoorMessage, fds: tuple[int, ...] = ()) -> Any:
         """Return the answer to a message that brings no descriptor back.
 
         Other greenlets run meanwhile. Raises AgentGone.
         """
-        answer, back = self.ask_for_descriptors(message, fds, seconds)
+        answer, back = self.ask_for_descriptors(message, fds)
         door.close_all(back)
         return answer
 
     def ask_for_descriptors(
-        self, message: door.DoorMessage, fds: tuple[int, ...] = (), seconds: float | None = None
+        self, message: door.DoorMessage, fds: tuple[int, ...] = ()
     ) -> tuple[Any, list[int]]:
         """Return the answer and the descriptors that came along. Raises AgentGone."""
-        limit = 3 * self.config.patience + ANSWER_MARGIN if seconds is None else seconds
+        limit = 3 * self.config.patience + ANSWER_MARGIN
         # An agent that has decided to end, or was killed, takes questions along with it, and
         # its door is open until the kernel has closed it: ask the next.
         for _ in range(ASK_TRIES):
@@ -185,7 +183,7 @@ class Link:
         if not self._is_here(self._watcher):
             return
         _, conn, inode = self._attached
-        if _is_ours(conn, inode):
+        if is_still(conn, inode):
             self._watcher.start(self._readable)
 
     @staticmethod
@@ -214,7 +212,7 @@ class Link:
 
     def _is_open(self, conn: _socket.socket, inode: int) -> bool:
         """Return whether this is still our connection, and the agent's end of it is open."""
-        if not _is_ours(conn, inode):
+        if not is_still(conn, inode):
             return False
         try:
             said = conn.recv(len(door.WELCOME))
@@ -238,8 +236,10 @@ class Link:
         """Let the agent go: this process asks nothing any more, unless it does."""
         if self._attached is not None:
             _, conn, inode = self._attached
-            self._attached = None
-            close_if(conn, inode)
+            self._let_go(conn, inode)
+        if self._fork_watcher is not None:
+            self._fork_watcher.stop()
+            self._fork_watcher = None
 
     def _connect(self) -> _socket.socket:
         for _ in range(START_TRIES):
@@ -284,14 +284,6 @@ def _answer_within(
             return door.receive_answer(conn)
         except BlockingIOError:
             continue
-
-
-def _is_ours(conn: _socket.socket, inode: int) -> bool:
-    """Return whether a number still stands for the socket that we opened."""
-    try:
-        return inode_of(conn.fileno()) == inode
-    except OSError:
-        return False
 
 
 def _nothing() -> None:

@@ -35,6 +35,8 @@ def is_nudge(address: Any) -> bool:
 
 Known = tuple[Names, Options]
 """The names that an accepted socket answers with, and options that it is to have."""
+
+
 def _intake_of(fds: list[int]) -> Intake:
     return Intake.of(*(_socket.socket(fileno=fd) for fd in fds))
 

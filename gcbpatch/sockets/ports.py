@@ -23,7 +23,7 @@ from .demux import Label
 from .flow import Flow
 from .link import AgentGone, Link
 from .raw import LAYER, Raw, wants_identity
-from .table import Names, cookie_of
+from .table import Names, cookie_of, inode_of
 
 log = logging.getLogger("gcbpatch")
 
@@ -53,10 +53,6 @@ class Ports:
         elif type(sock._state) is Flow:
             sock.__class__ = Datagram
             sock._state.sockets.add(sock)
-
-    def has(self, state: Any) -> bool:
-        """Return whether this is the state of a registered port."""
-        return type(state) is Flow
 
     def again(self, state: Any) -> None:
         """The agent is another one: register the port of a Flow with it, and share it again."""
@@ -155,7 +151,7 @@ class Ports:
 
     def _give_up(self, sock: Raw) -> None:
         demux.detach(sock)
-        LAYER.table.forget(sock)
+        LAYER.table.drop(inode_of(sock.fileno()))
         sock._state = None
         sock.__class__ = Raw
 

@@ -51,18 +51,9 @@ class Layer:
         self.link = link
         self.connector = Connector(link) if link is not None else None
         if link is not None:
-            link.on_gone, link.on_fork = self.listen_again, self.attend
-
-    def attend(self) -> None:
-        """In a forked child: be there for the listeners, should their parent end.
-
-        The agent that they were registered with may be gone already.
-        """
-        if self.link is not None:
-            self.listen_again()
-
-    def _has_ports(self) -> bool:
-        return self.ports is not None and any(map(self.ports.has, self.table.states()))
+            # A forked child is there for the listeners, too, should its parent end; the agent
+            # that they were registered with may be gone already.
+            link.on_gone = link.on_fork = self.listen_again
 
     def _listeners(self) -> list[Listener]:
         self.table.prune()
@@ -79,7 +70,7 @@ class Layer:
             self.link.after_fork_in_parent()
 
     def listen_again(self) -> None:
-        """The agent died: the next one learns of every listener and port that is left here."""
+        """An agent learns of every listener and port that is left here, if it does not know."""
         for listener in self._listeners():
             listener.again()
         for state in self.table.states():

@@ -47,17 +47,21 @@ def inode_of(fd: int) -> int:
     return os.fstat(fd).st_ino
 
 
-def close_if(sock: _socket.socket, inode: int) -> None:
-    """Close a socket of ours, unless its number is another file's by now.
+def is_still(sock: _socket.socket, inode: int) -> bool:
+    """Return whether a socket's number still stands for the file that it was.
 
     A program may close descriptors that it has not opened (daemons close them all), and
     the kernel gives their numbers to its next files.
     """
     try:
-        ours = inode_of(sock.fileno()) == inode
+        return inode_of(sock.fileno()) == inode
     except OSError:
-        ours = False
-    if ours:
+        return False
+
+
+def close_if(sock: _socket.socket, inode: int) -> None:
+    """Close a socket of ours, unless its number is another file's by now."""
+    if is_still(sock, inode):
         sock.close()
     else:
         sock.detach()
@@ -96,10 +100,6 @@ class Table:
     def states(self) -> list[Any]:
         """Return what is known, of all sockets."""
         return [state for _, state in self._entries.values()]
-
-    def forget(self, sock: _socket.socket) -> None:
-        """Forget a socket."""
-        self._entries.pop(inode_of(sock.fileno()), None)
 
     def prune(self) -> None:
         """Drop the entries of sockets that this process holds no longer."""

@@ -172,3 +172,28 @@ def test_the_agent_goes_when_its_program_is_no_longer_patched(
         GCB_LOG_FILE=str(log),
     )
     assert good(done), done.stderr
+
+
+def test_a_loop_that_was_left_watches_nothing_of_ours(
+    tmp_path: Path,
+    broker: str,  # noqa: F811
+) -> None:
+    """A watcher of a number that was closed may meet another file there."""
+    done = run(
+        tmp_path,
+        "",
+        """
+        import gcbpatch
+        gcbpatch.patch_all()
+        import socket
+        listener = socket.create_server(("", 0))
+        from gcbpatch.sockets.raw import LAYER
+        watchers = LAYER.link._watcher, LAYER.link._fork_watcher
+        assert all(watcher.active for watcher in watchers)
+        gcbpatch.unpatch_all()
+        assert not any(watcher.active for watcher in watchers)
+        print("good")
+        """,
+        GCB_BROKER=broker,
+    )
+    assert good(done), done.stderr
