@@ -10,13 +10,11 @@ this room must never keep a port busy that the program has given up.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import socket
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from ..addresses import Address, format_address, is_wildcard
 from ..config import ClientConfig
@@ -31,6 +29,7 @@ from .control import Control, Unreachable
 from .door import Bind, Bound, Endpoint, Hold
 from .gateway import Gateway
 from .heart import Heart
+from .tasks import Tasks
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -121,7 +120,7 @@ class Datagrams:
         self._gateway: Gateway | None = None
         self._refused: dict[Address, float] = {}
         self._events: socket.socket | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self.on_idle: Callable[[], None] = lambda: None
         """Called when no port is left that needs the agent."""
@@ -184,7 +183,7 @@ class Datagrams:
             self._refused[broker.address] = self._loop.time() + REFUSED_SECONDS
         if one.how:
             one.how, one.reason = "", "the broker relays no datagrams"
-            self._run(broker.unregister(one))
+            self._tasks.run(broker.unregister(one))
         return False
 
     def _bound(self, one: Port) -> Bound:
@@ -253,17 +252,11 @@ class Datagrams:
 
     def _read_events(self) -> None:
         assert self._events is not None
-        try:
-            while True:
-                cookies = set(sockdiag.ended(self._events.recv(65536)))
-                for one in self:
-                    if one.cookie in cookies:
-                        self._end(one)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
+        cookies, lost = sockdiag.read_ended(self._events)
+        for one in self:
+            if one.cookie in cookies:
+                self._end(one)
+        if lost:
             self.check()
 
     def check(self) -> None:
@@ -292,20 +285,14 @@ class Datagrams:
         log.info("UDP port %s ended", format_address(one.bound))
         self._drop(one)
         if one.how == "dpf" and self._gateway is not None:
-            self._run(self._gateway.unforward(one))
+            self._tasks.run(self._gateway.unforward(one))
         elif one.broker is not None:
-            self._run(one.broker.unregister(one))
+            self._tasks.run(one.broker.unregister(one))
         if not self._by_id:
             self.on_idle()
 
-    def _run(self, step: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(step)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     async def close(self) -> None:
         """Finish what is under way for ports that ended, and let go of the others."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+        await self._tasks.finish(1.0)
         for one in self:
             self._drop(one)

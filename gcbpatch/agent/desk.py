@@ -12,8 +12,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Coroutine, Iterable
-from typing import Any
+from collections.abc import Iterable
 
 from ..addresses import Address, format_address
 from ..config import ClientConfig
@@ -43,6 +42,7 @@ from .gateway import Gateway
 from .listeners import Listener, Listeners
 from .reception import Reception
 from .registrants import Registrants
+from .tasks import Tasks
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -58,7 +58,7 @@ class Desk:
         self.datagrams = Datagrams(client, config)
         self.registrants = Registrants((self.listeners, self.datagrams))
         self.reception = Reception()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._routes = config.routes
         start = random.randrange(len(CONNECTOR_PORTS))
         self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
@@ -209,7 +209,7 @@ class Desk:
     def _called(self, broker: Broker, one: Listener, call: Call) -> Status:
         if not self.listeners.is_there(one):
             return Status.UNKNOWN
-        self._run(self._answer(broker, one, call))
+        self._tasks.run(self._answer(broker, one, call))
         return Status.SUCCESS
 
     async def _answer(self, broker: Broker, one: Listener, call: Call) -> None:
@@ -235,20 +235,14 @@ class Desk:
     def _ended(self, one: Listener) -> None:
         log.info("listener %s ended", format_address(one.bound))
         if one.how == "dpf" and self._gateway is not None:
-            self._run(self._gateway.unforward(one))
+            self._tasks.run(self._gateway.unforward(one))
         else:
             for broker in self._brokers:
-                self._run(broker.unregister(one))
-
-    def _run(self, step: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(step)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+                self._tasks.run(broker.unregister(one))
 
     async def close(self) -> None:
         """Finish what is under way for listeners that ended, then stop."""
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=1.0)
+        await self._tasks.finish(1.0)
         await self.datagrams.close()
         for broker in self._brokers:
             broker.close()

@@ -8,7 +8,6 @@ alive.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -183,19 +182,11 @@ class Listeners:
         self._leave(one, {c for c, listens in one.cookies.items() if listens} - living)
 
     def _read_events(self) -> None:
-        try:
-            while True:
-                self._end_cookies(set(sockdiag.ended(self._events.recv(65536))))
-        except BlockingIOError:
-            return
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self.check()
-
-    def _end_cookies(self, cookies: set[int]) -> None:
+        cookies, lost = sockdiag.read_ended(self._events)
         for one in self:
             self._leave(one, cookies)
+        if lost:
+            self.check()
 
     def _leave(self, one: Listener, cookies: set[int]) -> None:
         """These sockets are gone; so is the listener, if they were its last."""

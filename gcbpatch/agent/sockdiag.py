@@ -8,6 +8,7 @@ This room must never decide what an end means.
 from __future__ import annotations
 
 import ctypes
+import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -106,6 +107,20 @@ def ended(data: bytes) -> Iterator[int]:
         low, high = struct.unpack_from("=II", data, offset + _COOKIE_AT)
         yield low | high << 32
         offset += (length + 3) & ~3
+
+
+def read_ended(events: socket.socket) -> tuple[set[int], bool]:
+    """Return the cookies of all ends told since, and whether the kernel has lost some."""
+    found: set[int] = set()
+    try:
+        while True:
+            found.update(ended(events.recv(65536)))
+    except BlockingIOError:
+        return found, False
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+        return found, True
 
 
 def listening() -> set[int]:
