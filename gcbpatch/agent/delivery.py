@@ -16,8 +16,6 @@ must never lose or reorder what is in the queue.
 from __future__ import annotations
 
 import asyncio
-import collections
-import contextlib
 import fcntl
 import logging
 import os
@@ -25,100 +23,22 @@ import socket
 import struct
 import termios
 from collections.abc import Callable, Coroutine
-from pathlib import Path
 from typing import Any
 
-from ..addresses import Address, format_address
-from . import sockdiag, streams
+from ..addresses import Address
+from . import nudges, streams
 from .bridge import bridge, is_served
-from .door import NUDGE_HOST, Arrival, Endpoint, pop, push
+from .door import Arrival, Endpoint, pop, push
 from .holders import Holders
+from .places import Place, Room, most_backlog
 
 log = logging.getLogger("gcbpatch.agent")
 
-NUDGE_SECONDS = 0.5
 QUICK_SECONDS = 0.02
 """When a nudge is looked after: a patched program that is not busy has closed it by then."""
-MOST_SPARE = 32
-SPARE_SECONDS = 1.0
-LOOK_SECONDS = 0.1
-"""How long a patched program may hold a nudge, as a rule: it closes it right after accept()."""
-MOST_LOOK_SECONDS = 1.0
 _HOLDERS = Holders()
 MOST_IN_VAIN = 20
 """Nudges for what is left, one after the other, until its client is told that nobody wants it."""
-
-
-def most_backlog() -> int:
-    """Return what the kernel cuts every backlog down to (net.core.somaxconn)."""
-    return int(Path("/proc/sys/net/core/somaxconn").read_text())
-
-
-class Room:
-    """The places of a backlog: as many connections as the kernel would hold, and one more.
-
-    Who waits gets a place in turn; taking a free one costs no round of the loop.
-    """
-
-    def __init__(self, backlog: int) -> None:
-        self._backlog = backlog
-        self._taken = 0
-        self._waiting: collections.deque[asyncio.Future[None]] = collections.deque()
-
-    def allow(self, backlog: int) -> None:
-        """listen() was called with another backlog."""
-        self._backlog = backlog
-        self._let_in()
-
-    async def take(self) -> None:
-        """Wait for a place and take it: that is how long a kernel's connect waits, too."""
-        if not self.is_full():
-            self._taken += 1
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
-        self._let_in()  # those before us may be cancelled ones
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.cancelled():
-                self._waiting.remove(turn)
-            else:
-                self.give()  # it was given to us in the same moment
-            raise
-
-    def is_full(self) -> bool:
-        """Return whether the next one who comes has to wait."""
-        return self._taken > self._backlog or bool(self._waiting)
-
-    def give(self) -> None:
-        """Give a place back."""
-        self._taken -= 1
-        self._let_in()
-
-    def _let_in(self) -> None:
-        """Take places for those who wait; a cancelled turn is still in the row, and passed over."""
-        turns = (turn for turn in tuple(self._waiting) if not turn.done())
-        while self._taken <= self._backlog and (turn := next(turns, None)) is not None:
-            self._waiting.remove(turn)
-            self._taken += 1
-            turn.set_result(None)
-
-
-class Place:
-    """A place in the backlog, waited for; deliver() keeps it for the connection."""
-
-    def __init__(self, room: Room) -> None:
-        self.room = room
-        self.kept = False
-
-    async def __aenter__(self) -> Place:
-        await self.room.take()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if not self.kept:
-            self.room.give()
 
 
 class Delivery:
@@ -156,7 +76,7 @@ class Delivery:
 
     def deliver(self, sock: socket.socket, peer: Address, place: Place) -> bool:
         """Put a connection into the queue and nudge; False (and RST) if it is full or gone."""
-        nudge, port = _SPARE.take()
+        nudge, port = nudges.SPARE.take()
         try:
             arrival = Arrival(port, Endpoint.of(peer))
             self._largest = max(self._largest, push(self.ends[1], arrival, sock.fileno()))
@@ -187,18 +107,18 @@ class Delivery:
 
     def _sweep(self) -> None:
         """Clear away closed nudges; the others are worth a task each."""
-        nudges, self._nudges = self._nudges, []
+        made, self._nudges = self._nudges, []
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for nudge in nudges:
-            if not _is_closed(nudge):
+        for nudge in made:
+            if not nudges.is_closed(nudge):
                 self._look(nudge)
                 continue
             streams.reset(nudge)
             self._nudging -= 1
             self._room.give()
-        _SPARE.refill(len(nudges))
+        nudges.SPARE.refill(len(made))
         if self._is_more_than_nudged() and not self._looking:
             self._run(self._look_what_is_left())
         self._finish_if_idle()
@@ -208,7 +128,7 @@ class Delivery:
 
     def resume(self) -> None:
         """A former agent may have died between push and nudge; one nudge too many is harmless."""
-        self._nudge_for(_nudge_socket(), _nothing)
+        self._nudge_for(nudges.new(), _nothing)
 
     def close(self, done: Callable[[], None]) -> None:
         """The listener is gone; call ``done`` when there is nothing more to carry for it.
@@ -265,7 +185,7 @@ class Delivery:
         """Nudge once more for what somebody has left in the queue who closed its nudge.
 
         He was killed before he took it, or there were several in one group of sockets. Who
-        lives takes it within LOOK_SECONDS; if not, a nudge too many is harmless.
+        lives takes it within nudges.LOOK_SECONDS; if not, a nudge too many is harmless.
         """
         if self._looking:
             return
@@ -273,7 +193,7 @@ class Delivery:
             self._in_vain = 0
             return
         self._looking = True
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(nudges.LOOK_SECONDS)
         self._looking = False
         if self._is_more_than_nudged():
             self._nudge_again()
@@ -285,7 +205,7 @@ class Delivery:
             log.info("reset a connection that nobody takes")
             streams.reset(socket.socket(fileno=got[0]))
             self._in_vain = 0
-        self._nudge_for(_nudge_socket(), _nothing)
+        self._nudge_for(nudges.new(), _nothing)
 
     def _is_more_than_nudged(self) -> bool:
         """Whether there are connections in the queue that no nudge is under way for."""
@@ -300,12 +220,12 @@ class Delivery:
         Returns the nudge if who accepted it keeps it. A full backlog drops SYNs, and the
         kernel sends them again ever more seldom: a fresh nudge is quicker.
         """
-        while not await _connected(nudge, self.target):
+        while not await nudges.connected(nudge, self.target):
             nudge.close()
             if self._done is not None:
                 return None
-            nudge = _nudge_socket()
-        if await _let_go(nudge, self.target):
+            nudge = nudges.new()
+        if await nudges.let_go(nudge, self.target):
             # Resetting leaves nothing in TIME_WAIT at the program's end: nudges come from one
             # address and would use up its ports in a minute.
             streams.reset(nudge)
@@ -332,11 +252,11 @@ class Delivery:
         A process without the queue does. One that has it is patched, and is suspended in the
         midst of accept(); or something in it accepts by itself, past the patch.
         """
-        standing = _accepted(self.target, nudge)
+        standing = nudges.accepted(self.target, nudge)
         if standing is not None and _HOLDERS.has_both(standing[0], self._queue):
-            return await is_served(nudge, sock, lambda: _unread(self.target, nudge))
+            return await is_served(nudge, sock, lambda: nudges.unread(self.target, nudge))
         # Who was not found may have closed it meanwhile, as a patched one does.
-        return _accepted(self.target, nudge) is not None or not _is_closed(nudge)
+        return nudges.accepted(self.target, nudge) is not None or not nudges.is_closed(nudge)
 
     def _put_back(self, sock: socket.socket, arrival: Arrival) -> None:
         """It was a patched process that was suspended with the nudge, or was killed."""
@@ -351,99 +271,3 @@ class Delivery:
 
 def _nothing() -> None:
     """No place in the backlog was taken."""
-
-
-def _nudge_socket() -> socket.socket:
-    sock = socket.socket()
-    try:
-        sock.setblocking(False)
-        sock.bind((NUDGE_HOST, 0))
-    except OSError:
-        sock.close()
-        raise
-    return sock
-
-
-class _Spare:
-    """Nudges made ahead: making one takes as long as all the rest of a delivery.
-
-    An agent with nothing to deliver keeps none.
-    """
-
-    def __init__(self) -> None:
-        self._nudges: list[tuple[socket.socket, int]] = []
-        self._idle: asyncio.TimerHandle | None = None
-
-    def take(self) -> tuple[socket.socket, int]:
-        """Return a nudge and its port; raises OSError."""
-        return self._nudges.pop() if self._nudges else _with_port(_nudge_socket())
-
-    def refill(self, used: int) -> None:
-        """Have as many as were needed just now, while there is nothing to deliver."""
-        with contextlib.suppress(OSError):  # whoever needs one will see why
-            while len(self._nudges) < min(used, MOST_SPARE):
-                self._nudges.append(_with_port(_nudge_socket()))
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._drop)
-
-    def _drop(self) -> None:
-        while self._nudges:
-            self._nudges.pop()[0].close()
-
-
-_SPARE = _Spare()
-
-
-def _with_port(nudge: socket.socket) -> tuple[socket.socket, int]:
-    return nudge, nudge.getsockname()[1]
-
-
-async def _connected(nudge: socket.socket, target: Address) -> bool:
-    """Connect; False if the backlog is full, True also if nobody listens any more."""
-    try:
-        async with asyncio.timeout(NUDGE_SECONDS):
-            await asyncio.get_running_loop().sock_connect(nudge, target)
-    except TimeoutError:
-        return False
-    except OSError:
-        return True  # the listener is gone: the kernel will tell of its end
-    return True
-
-
-async def _let_go(nudge: socket.socket, target: Address) -> bool:
-    """Wait until the nudge is closed by who accepted it; False if it is kept or spoken on."""
-    pause, accepted = LOOK_SECONDS, False
-    while True:
-        try:
-            async with asyncio.timeout(pause):
-                await streams.readable(nudge)
-            return _is_closed(nudge)
-        except TimeoutError:
-            if accepted:
-                return False
-        # Only what is accepted stands on a file: a nudge in the backlog may wait for minutes.
-        accepted = _accepted(target, nudge) is not None
-        pause = LOOK_SECONDS if accepted else min(2 * pause, MOST_LOOK_SECONDS)
-
-
-def _unread(target: Address, nudge: socket.socket) -> int | None:
-    standing = _accepted(target, nudge)
-    return None if standing is None else standing[1]
-
-
-def _accepted(target: Address, nudge: socket.socket) -> tuple[int, int] | None:
-    try:
-        return sockdiag.accepted(target, nudge.getsockname())
-    except OSError as error:
-        log.warning("cannot see who accepts at %s: %s", format_address(target), error)
-        return None
-
-
-def _is_closed(nudge: socket.socket) -> bool:
-    try:
-        return nudge.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True

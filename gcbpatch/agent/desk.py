@@ -23,7 +23,6 @@ from . import dial, streams
 from .broker import Broker
 from .control import Unreachable
 from .datagrams import Datagrams
-from .delivery import Place
 from .door import (
     Bind,
     Bound,
@@ -40,6 +39,7 @@ from .door import (
 )
 from .gateway import Gateway
 from .listeners import Listener, Listeners
+from .places import Place
 from .reception import Reception
 from .registrants import Registrants
 from .tasks import Tasks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from gcbpatch.agent.delivery import Room
+from gcbpatch.agent.places import Room
 
 HANG_SECONDS = 10.0
 
