@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from .addresses import BROKER_PORT, GATEWAY_PORT, Address, format_address, parse_host_port
 from .errors import ConfigError
+from .routefile import RouteFile
 from .routes import Routes, from_pairs, parse
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class ClientConfig:
     identity: str = "proxy"
     lifetime: int = 30
     patience: float = 3.0
-    routes: Routes = field(default_factory=Routes)
+    routes: Routes | RouteFile = field(default_factory=Routes)
 
     @property
     def active(self) -> bool:
@@ -104,6 +105,9 @@ class ClientConfig:
 
 ROUTES_TEXT = "GCB_ROUTES_TEXT"
 """How a program hands its table on to its agent and children; users name a file instead."""
+
+_TABLE_OF = "# the table of "
+"""Begins such a text where the table is a file, which is looked into again."""
 
 VARIABLES = {
     "GCB_BROKER": "broker",
@@ -151,7 +155,7 @@ def to_environ(config: ClientConfig) -> dict[str, str]:
         "GCB_IDENTITY": config.identity,
         "GCB_LIFETIME": str(config.lifetime),
         "GCB_PATIENCE": str(config.patience),
-        ROUTES_TEXT: str(config.routes),
+        ROUTES_TEXT: _routes_text(config.routes),
     }
     return {k: v for k, v in pairs.items() if v}
 
@@ -197,11 +201,20 @@ def _routes(value: Any) -> dict[str, Any]:
     """A file's name, or the routes themselves as a list of ``NETWORK WAY``."""
     if isinstance(value, list):
         return {"routes": from_pairs((f"route {n}", str(v).split()) for n, v in enumerate(value))}
-    try:
-        text = Path(value).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{value}: the routing table cannot be read: {error}") from error
-    return {"routes": parse(text)}
+    return {"routes": RouteFile(os.fspath(value))}
+
+
+def _routes_text(routes: Routes | RouteFile) -> str:
+    text = str(routes.current)
+    return f"{_TABLE_OF}{routes.path}\n{text}" if isinstance(routes, RouteFile) else text
+
+
+def _inherited_routes(value: Any) -> dict[str, Any]:
+    """What _routes_text() made; a file that is gone or wrong by now costs nobody the table."""
+    table, first = parse(str(value)), str(value).partition("\n")[0]
+    if not first.startswith(_TABLE_OF):
+        return {"routes": table}
+    return {"routes": RouteFile(first.removeprefix(_TABLE_OF), table)}
 
 
 def _token(value: Any) -> dict[str, Any]:
@@ -227,5 +240,5 @@ _READERS: dict[str, Any] = {
     "lifetime": _number("lifetime", int, 1, 86400),
     "patience": _number("patience", float, 0.1, 600.0),
     "routes": _routes,
-    "routes_text": lambda value: {"routes": parse(str(value))},
+    "routes_text": _inherited_routes,
 }

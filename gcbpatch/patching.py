@@ -14,7 +14,7 @@ from typing import Any
 
 from . import early, mends, originals
 from .agent import door
-from .config import ClientConfig, client_config, to_environ
+from .config import ROUTES_TEXT, ClientConfig, client_config, to_environ
 from .logs import FILE_VARIABLE, log_into
 from .mends import children
 from .mends.journal import Journal
@@ -158,15 +158,15 @@ def _configure(settings: ClientConfig) -> None:
     _log_to(os.environ.get(FILE_VARIABLE, ""), settings.log)
     _state.journal.add(LAYER.leave)
     if not settings.active:
-        LAYER.configure(None)
+        LAYER.configure(None, settings.routes)
         return
     _warn_of_plain_sockets()
     _set_environ(dict(to_environ(settings)))
-    _set_environ({"GCB_ROUTES": None})  # its text goes to children: a file may change
+    _set_environ({"GCB_ROUTES": None})  # its text goes to children: a file may be gone by then
     tree = os.environ.get(door.AGENT_VARIABLE) or door.new_name()
     client = os.environ.get(door.CLIENT_VARIABLE) or os.urandom(16).hex()
     _set_environ({door.AGENT_VARIABLE: tree, door.CLIENT_VARIABLE: client})
-    LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"))
+    LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"), settings.routes)
     LAYER.ports = Ports()
 
 
@@ -228,7 +228,10 @@ def _mark_of(settings: ClientConfig) -> str:
     The mark is part of a name that every user of the machine can see, so the token, which
     could be guessed from it, stays out.
     """
-    text = repr(sorted(to_environ(replace(settings, token="")).items()))
+    told = to_environ(replace(settings, token=""))
+    if settings.routes.name:
+        told[ROUTES_TEXT] = settings.routes.name
+    text = repr(sorted(told.items()))
     return f"{zlib.crc32(text.encode()):08x}"
 
 

@@ -146,7 +146,7 @@ class Datagrams:
             return self._bound(known)  # several processes of a tree tell a new agent of it
         one = Port(asked.listener, asked.cookie, asked.bound.address, asked.wished, os.urandom(8))
         self._watch(one)
-        way = self._config.routes.way(one.bound[0])
+        way = self._config.routes.way_at(one.bound[0])
         forwarded = way is not Way.GCB and await self._forward(one)
         if not forwarded and (way is Way.DPF or not await self._register(one)):
             self._drop(one)

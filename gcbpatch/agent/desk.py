@@ -106,7 +106,7 @@ class Desk:
         return listening(one), _ends(one) if shares else ()
 
     async def _register(self, one: Listener) -> None:
-        way = self._routes.way(one.bound[0])
+        way = self._routes.way_at(one.bound[0])
         forwarded = way is not Way.GCB and await self._forward(one)
         if not forwarded and way is not Way.DPF:
             await self._register_somewhere(one)

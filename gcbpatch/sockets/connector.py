@@ -36,6 +36,7 @@ class Connector:
         self.link = link
         config = link.config
         self._routes = config.routes
+        self._table = self._routes.current
         self._command_ports = {port for _, port in config.brokers}
         self._configured = {host for host, _ in config.brokers}
         # A broker known by a name or by an inside address has its proxies somewhere else,
@@ -59,6 +60,7 @@ class Connector:
             and type(address[0]) is str
             and address[0] in self._ordinary
             and (self._self_evident or time.monotonic() < self._fresh_until)
+            and self._routes.current is self._table
         )
 
     def wanted(self, target: Address) -> bool:
@@ -72,9 +74,13 @@ class Connector:
         return True
 
     def _is_of_interest(self, host: str) -> bool:
-        way = self._routes.way(host)
+        table = self._routes.current
+        if table is not self._table:
+            self._table = table
+            self._ordinary.clear()
+        way = table.way(host)
         if way is not None:
-            return way is not Way.KERNEL
+            return way in (Way.GCB, Way.DPF)
         return not host.startswith(_LOOPBACK) and host in self._hosts()
 
     def _remember(self, host: str) -> None:

@@ -203,7 +203,12 @@ class Datagram(Raw):
         return self._send(header, payload, ancdata, flags)
 
     def _route(self, address: Any) -> tuple[Any, bytes]:
-        """The address with its host in numbers, and the header that it needs, if any."""
+        """The address with its host in numbers, and the header that it needs, if any.
+
+        Raises PermissionError where a route denies.
+        """
+        if LAYER.gate is not None:
+            address = LAYER.gate.passed(self, address)
         header = self._state.header_for(address)
         if header is None and _is_named(address):
             try:

@@ -16,9 +16,11 @@ from typing import Any
 from gevent._socket3 import _wrefsocket
 
 from ..addresses import Address, is_loopback, is_wildcard, mapped, unmapped
-from ..routes import Way
+from ..routefile import RouteFile
+from ..routes import Routes, Way
 from .connecting import become_connecting
 from .connector import Connector
+from .gate import Gate
 from .link import AgentGone, Link
 from .listener import Listener
 from .options import Options, carry
@@ -27,6 +29,8 @@ from .table import Names, Table, Twins
 from .target import plain, resolved
 
 _base = _socket.socket
+
+NO_ROUTES = Routes()
 
 
 class Layer:
@@ -41,13 +45,17 @@ class Layer:
         """What accept() knows of the descriptors that are to become sockets next."""
         self.link: Link | None = None
         self.connector: Connector | None = None
+        self.gate: Gate | None = None
+        """Where there are routes that may deny."""
         self.hosts: set[str] = set()
         """Hosts of our listeners' public addresses."""
         self.ports: Any = None
         """What registers UDP sockets; set with a link, by the room above this one."""
 
-    def configure(self, link: Link | None) -> None:
-        """Begin to work for ``link``, or not at all with None."""
+    def configure(self, link: Link | None, routes: Routes | RouteFile = NO_ROUTES) -> None:
+        """Begin to work for ``link``, or not at all with None, by ``routes``."""
+        self.gate = Gate(routes) if routes.denies else None
+        _guard_sending(self.gate is not None)
         self.link = link
         self.connector = Connector(link) if link is not None else None
         if link is not None:
@@ -95,8 +103,8 @@ os.register_at_fork(
 
 def wants_identity(link: Link, host: str) -> bool:
     """Whether a socket bound to ``host`` gets a public address: not loopback, unless routed."""
-    way = link.config.routes.way(host)
-    return not is_loopback(host) if way is None else way is not Way.KERNEL
+    way = link.config.routes.way_at(host)
+    return not is_loopback(host) if way is None else way in (Way.GCB, Way.DPF)
 
 
 DEFAULT_BACKLOG = min(socket.SOMAXCONN, 128)
@@ -311,7 +319,8 @@ class Raw(_wrefsocket):
     def connect_ex(self, address: Any) -> int:
         """Start or look at connecting; the agent does it for brokered addresses."""
         connector = LAYER.connector
-        if self._state is None and (connector is None or connector.is_ordinary(address)):
+        ordinary = connector is None or connector.is_ordinary(address)
+        if self._state is None and ordinary and LAYER.gate is None:
             return _base.connect_ex(self, address)  # gevent's connect() comes here twice
         error, address = self._connect(address)
         return super().connect_ex(address) if error is None else error
@@ -323,6 +332,10 @@ class Raw(_wrefsocket):
             error = 0 if state.fresh else errno.EISCONN
             state.fresh = False
             return error, address
+        if LAYER.gate is not None:
+            address = resolved(self, address)
+            if LAYER.gate.denies(address):
+                return errno.EACCES, address
         if connector is None or not self._is_tcp() or self._tcp_state() != _TCP_CLOSE:
             return None, address
         address = resolved(self, address)
@@ -355,6 +368,18 @@ class Raw(_wrefsocket):
             become_connecting(one, pending)
         return errno.EINPROGRESS
 
+    def _sendto_by_gate(self, *args: Any) -> int:
+        """As sendto; raises PermissionError where a route denies."""
+        if len(args) > 1 and LAYER.gate is not None:
+            args = (*args[:-1], LAYER.gate.passed(self, args[-1]))
+        return _base.sendto(self, *args)
+
+    def _sendmsg_by_gate(self, *args: Any) -> int:
+        """As sendmsg; raises PermissionError where a route denies."""
+        if len(args) == 4 and LAYER.gate is not None:
+            args = (*args[:3], LAYER.gate.passed(self, args[3]))
+        return _base.sendmsg(self, *args)
+
     def setsockopt(self, *args: Any) -> None:
         """Set an option; what a listener has set, the accepted sockets have from then on."""
         super().setsockopt(*args)
@@ -366,3 +391,12 @@ class Raw(_wrefsocket):
         _base.close(self)
         if type(self._state) is Listener:
             LAYER.table.prune()
+
+
+def _guard_sending(wanted: bool) -> None:
+    """Have datagrams pass the gate; without one, sending is the kernel's own as ever."""
+    for name, guarded in (("sendto", Raw._sendto_by_gate), ("sendmsg", Raw._sendmsg_by_gate)):
+        if wanted:
+            setattr(Raw, name, guarded)
+        elif name in vars(Raw):
+            delattr(Raw, name)

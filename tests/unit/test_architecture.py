@@ -12,7 +12,7 @@ HOUSES = ("gcbpatch", "brokerd", "dpfd")
 # What everything may stand on, and what the daemons may take from gcbpatch.
 GROUND = ("gcbpatch.addresses", "gcbpatch.errors")
 SHARED = (*GROUND, "gcbpatch.wire.*", "gcbpatch.config")
-SETTINGS = ("gcbpatch.config", "gcbpatch.routes", "gcbpatch.logs")
+SETTINGS = ("gcbpatch.config", "gcbpatch.routes", "gcbpatch.routefile", "gcbpatch.logs")
 PROGRAM = ("gcbpatch.sockets.*", "gcbpatch.agent.door", "gcbpatch.wire.*", *SETTINGS, *GROUND)
 
 # The first pattern that fits a module says what it may import; what lies lower stands later.
@@ -28,7 +28,8 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "gcbpatch.sockets.*": PROGRAM,
     "gcbpatch.agent.paths": ("gcbpatch.wire.*", "gcbpatch.routes", *GROUND),
     "gcbpatch.agent.*": ("gcbpatch.agent.*", "gcbpatch.wire.*", *SETTINGS, *GROUND),
-    "gcbpatch.config": ("gcbpatch.wire.*", "gcbpatch.routes", *GROUND),
+    "gcbpatch.config": ("gcbpatch.wire.*", "gcbpatch.routes", "gcbpatch.routefile", *GROUND),
+    "gcbpatch.routefile": ("gcbpatch.routes", *GROUND),
     "gcbpatch.routes": GROUND,
     "gcbpatch.logs": (),
     "gcbpatch.wire.*": ("gcbpatch.wire.*", *GROUND),
