@@ -159,6 +159,7 @@ class Dispatcher:
             Endpoint.of(address),
             self._identity.port,
             self._identity.host,
+            min(self._limits.free(Held.PROXIES), self._registry.free),
         )
         reply = auth.reply_to(frame, key, Status.SUCCESS, message)
         if len(reply) > frame.size:

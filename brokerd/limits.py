@@ -94,6 +94,10 @@ class Limits:
             if not self._tokens[what, key.key_id]:
                 del self._tokens[what, key.key_id]
 
+    def free(self, what: Held) -> int:
+        """Return how many more can be had by all together."""
+        return max(0, self.bounds.of(what.value, False) - self._all[what])
+
     def command(self, key: Key | None, now: float) -> None:
         """Count a command, or raise Refusal if they come too fast."""
         if key and not self._draw(key.key_id, now, self.bounds.token_commands):

@@ -89,6 +89,11 @@ class Ports:
         self.settled = range(low, high + 1 - reserved)
         self.reserved = range(high + 1 - reserved, high + 1)
 
+    @property
+    def size(self) -> int:
+        """How many ports there are."""
+        return len(self.settled) + len(self.reserved)
+
     def any(self, dice: int, newcomers_only: bool) -> Iterator[int]:
         """Return ports to try, starting anywhere, those of the tenth last."""
         if not newcomers_only:
@@ -120,6 +125,11 @@ class Registry:
 
     def __len__(self) -> int:
         return len(self._listeners)
+
+    @property
+    def free(self) -> int:
+        """How many ports of the range are nobody's, as far as is known here."""
+        return max(0, self._ports.size - len(self._listeners))
 
     def register(
         self, asked: Register, sender: Sender, now: float, dice: int, open_port: OpenPort

@@ -5,9 +5,12 @@ One Broker object is one entry of GCB_BROKER. It must never dial: calls are hand
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+
+import msgspec
 
 from ..addresses import Address, format_address, is_ip, is_loopback, is_private, is_wildcard
 from ..config import ClientConfig
@@ -51,6 +54,8 @@ def may_stand_for(broker: str, public: str) -> bool:
 
 
 OnCall = Callable[["Broker", Listener, Call], Status]
+OnLeft = Callable[["Broker", list[Registrant]], Awaitable[None]]
+"""Told of registrants whose registration here is over, or not wanted any more."""
 
 
 class Broker:
@@ -64,6 +69,7 @@ class Broker:
         listeners: Collection,
         reception_port: int,
         on_call: OnCall,
+        on_left: OnLeft,
     ) -> None:
         self.address = address
         self.key: Key | None = config.key()
@@ -72,12 +78,38 @@ class Broker:
         self._listeners = listeners
         self._reception_port = reception_port
         self._on_call = on_call
+        self._on_left = on_left
         self.control = Control(address, client, self.key, self._answer_call)
         self.unsupported: set[int] = set()
         """Protocols that it would not register when it was last asked."""
         self._mine: set[bytes] = set()
         self._unreachable = False
+        self._answered = asyncio.get_running_loop().time()
         self._heart = Heart(config.lifetime, self._beat)
+
+    @property
+    def answers(self) -> bool:
+        """Whether it has been greeted, and has answered since whatever it was asked."""
+        return self.control.hello is not None and not self._unreachable
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it did not answer when it was last asked."""
+        return self._unreachable
+
+    @property
+    def free(self) -> int:
+        """How many more listeners it would take, when it was last greeted."""
+        return self.control.hello.free if self.control.hello else 0
+
+    @property
+    def in_use(self) -> bool:
+        """Whether anything is registered here, or should be."""
+        return bool(self._mine)
+
+    def has(self, one: Registrant) -> bool:
+        """Whether ``one`` is registered here, or should be."""
+        return one.listener in self._mine
 
     @property
     def relay(self) -> Address:
@@ -104,15 +136,19 @@ class Broker:
 
     async def reach(self) -> bool:
         """Return whether the broker answers; greets it if it has not been greeted."""
-        if self.control.hello is not None and not self._unreachable:
+        if self.answers:
             return True
         try:
             await self.control.greet(self.patience)
         except (Unreachable, RefusedError, RemoteProtocolError) as error:
             self._note_failure(error)
             return False
-        self._unreachable = False
+        self._heard()
         return True
+
+    def _heard(self) -> None:
+        self._unreachable = False
+        self._answered = asyncio.get_running_loop().time()
 
     def _note_failure(self, error: Exception) -> None:
         # Said at every heartbeat while it lasts, but only once for the log's readers.
@@ -153,7 +189,7 @@ class Broker:
         if one.protocol == UDP:
             one.relay = (self.address[0], reply.relay) if reply.relay else None
         self._heart.granted(reply.lifetime)
-        self._unreachable = False
+        self._heard()
         return True
 
     def _register_message(self, one: Registrant, cookie: bytes) -> Message:
@@ -222,11 +258,24 @@ class Broker:
         self._listeners.check()
         self._mine = {i for i in self._mine if self._listeners.get(i)}
         mine = sorted(self._mine)
+        leaving = []
         for start in range(0, len(mine), REFRESH_CHUNK):
-            await self._refresh(mine[start : start + REFRESH_CHUNK])
+            leaving += await self._refresh(mine[start : start + REFRESH_CHUNK])
+        if self._unreachable:
+            self._heart.failed()
+        if self._is_over():
+            leaving = [one for one in map(self._listeners.get, mine) if one]
+        if leaving:
+            await self._on_left(self, leaving)
         return bool(self._mine)
 
-    async def _refresh(self, ids: list[bytes]) -> None:
+    def _is_over(self) -> bool:
+        """Whether it has been silent for as long as it keeps what nobody refreshes."""
+        silence = asyncio.get_running_loop().time() - self._answered
+        return self._unreachable and silence > self._heart.lifetime
+
+    async def _refresh(self, ids: list[bytes]) -> list[Registrant]:
+        """Refresh some; return those that are registered here no more, and are refused."""
         try:
             reply = await self.control.ask(
                 Command.REFRESH,
@@ -235,18 +284,18 @@ class Broker:
             )
         except (Unreachable, RefusedError, RemoteProtocolError) as error:
             self._note_failure(error)
-            return
+            return []
         assert isinstance(reply, RefreshReply)
-        self._unreachable = False
+        self._heard()
         self._keep_cookie(reply)
-        for one in filter(None, map(self._listeners.get, reply.lost)):
-            await self.register(one)
+        lost = [one for one in map(self._listeners.get, reply.lost) if one]
+        return [one for one in lost if not await self.register(one) and self.answers]
 
     def _keep_cookie(self, reply: RefreshReply) -> None:
         hello = self.control.hello
         if hello is not None:
-            self.control.hello = type(hello)(
-                reply.epoch, reply.cookie, reply.observed, hello.relay_port, hello.public
+            self.control.hello = msgspec.structs.replace(
+                hello, epoch=reply.epoch, cookie=reply.cookie, observed=reply.observed
             )
 
     def close(self) -> None:

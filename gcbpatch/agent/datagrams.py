@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ..addresses import Address, format_address, is_wildcard
@@ -25,6 +25,7 @@ from ..wire.codec import MAX_DATAGRAM
 from ..wire.messages import UDP, Call, Command, Flow, FlowReply, HelloReply
 from . import sockdiag
 from .broker import Broker
+from .brokers import Brokers
 from .control import Control, Unreachable
 from .door import Bind, Bound, Endpoint, Hold
 from .gateway import Gateway
@@ -116,7 +117,7 @@ class Datagrams:
         self._client = client
         self._config = config
         self._by_id: dict[bytes, Port] = {}
-        self._brokers: Sequence[Broker] = ()
+        self._brokers: Brokers | None = None
         self._gateway: Gateway | None = None
         self._refused: dict[Address, float] = {}
         self._events: socket.socket | None = None
@@ -125,7 +126,7 @@ class Datagrams:
         self.on_idle: Callable[[], None] = lambda: None
         """Called when no port is left that needs the agent."""
 
-    def use(self, brokers: Sequence[Broker], gateway: Gateway | None) -> None:
+    def use(self, brokers: Brokers, gateway: Gateway | None) -> None:
         """Register with these."""
         self._brokers, self._gateway = brokers, gateway
 
@@ -166,10 +167,11 @@ class Datagrams:
         return False
 
     async def _register(self, one: Port) -> bool:
-        for broker in self._brokers:
+        assert self._brokers is not None
+        for broker in await self._brokers.candidates():
             if self._refused.get(broker.address, 0.0) > self._loop.time():
                 one.reason = one.reason or "the broker relays no datagrams"
-            elif await broker.reach() and await self._register_at(broker, one):
+            elif await self._register_at(broker, one):
                 return True
         one.reason = one.reason or "no broker answers"
         return False
@@ -189,7 +191,8 @@ class Datagrams:
     def _bound(self, one: Port) -> Bound:
         if not one.how or one.proxy is None:
             return Bound(None, error=one.error, reason=one.reason)
-        hosts = sorted(set().union(*(broker.hosts for broker in self._brokers)))
+        assert self._brokers is not None
+        hosts = self._brokers.hosts
         relay = Endpoint.of(one.relay) if one.relay else None
         return Bound(Endpoint.of(one.proxy), relay, hosts, one.how)
 

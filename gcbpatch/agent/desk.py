@@ -12,7 +12,6 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Iterable
 
 from ..addresses import Address, format_address
 from ..config import ClientConfig
@@ -21,6 +20,7 @@ from ..routes import Way
 from ..wire.messages import Call, Endpoint, PathKind
 from . import dial, streams
 from .broker import Broker
+from .brokers import Brokers
 from .control import Unreachable
 from .datagrams import Datagrams
 from .door import (
@@ -53,7 +53,7 @@ CONNECTOR_PORTS = range(32768, 60999)
 class Desk:
     """Everything the agent is for."""
 
-    def __init__(self, config: ClientConfig, client: bytes, brokers: Iterable[Address]) -> None:
+    def __init__(self, config: ClientConfig, client: bytes) -> None:
         self.listeners = Listeners(self._ended)
         self.datagrams = Datagrams(client, config)
         self.registrants = Registrants((self.listeners, self.datagrams))
@@ -62,14 +62,12 @@ class Desk:
         self._routes = config.routes
         start = random.randrange(len(CONNECTOR_PORTS))
         self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
-        self._brokers = [
-            Broker(address, client, config, self.registrants, self.reception.port, self._called)
-            for address in brokers
-        ]
-        random.shuffle(self._brokers)
+        self.brokers = Brokers(
+            config, client, self.registrants, self.reception.port, self._called
+        )
         gateway = config.gateway
         self._gateway = Gateway(gateway, client, config, self.registrants) if gateway else None
-        self.datagrams.use(self._brokers, self._gateway)
+        self.datagrams.use(self.brokers, self._gateway)
 
     @property
     def busy(self) -> bool:
@@ -108,8 +106,8 @@ class Desk:
     async def _register(self, one: Listener) -> None:
         way = self._routes.way_at(one.bound[0])
         forwarded = way is not Way.GCB and await self._forward(one)
-        if not forwarded and way is not Way.DPF:
-            await self._register_somewhere(one)
+        if not forwarded and way is not Way.DPF and self.brokers:
+            await self.brokers.register(one)
         log.info(
             "listener %s: %s",
             format_address(one.bound),
@@ -120,18 +118,9 @@ class Desk:
         if self._gateway is None:
             return False
         forwarded = await self._gateway.forward(one)
-        if not forwarded and self._brokers:
+        if not forwarded and self.brokers:
             self._gateway.abandon(one)
         return forwarded
-
-    async def _register_somewhere(self, one: Listener) -> None:
-        for broker in self._brokers:
-            if await broker.reach():
-                await broker.register(one)
-                return
-        if self._brokers:
-            one.reason = one.reason or "no broker answers"
-            self._brokers[0].adopt(one)
 
     def find(self, listener: bytes) -> Listening:
         """Tell what is known of a listener now."""
@@ -154,11 +143,11 @@ class Desk:
 
     async def world(self) -> World:
         """Tell which hosts are brokers' and which the gateway's; greets them if need be."""
-        await asyncio.gather(*(broker.reach() for broker in self._brokers))
+        await self.brokers.greet()
         publics = []
         if self._gateway is not None and await self._gateway.reach():
             publics = list(self._gateway.publics)
-        return World(sorted(set().union(*(b.hosts for b in self._brokers))), publics)
+        return World(self.brokers.hosts, publics)
 
     async def dial(self, asked: Dial) -> tuple[Dialled, int | None]:
         """Connect to a proxy address; returns the answer and a descriptor that it carries."""
@@ -171,7 +160,7 @@ class Desk:
             return Dialled("own", kernel=Endpoint.of(mine.nudge_target)), None
         if self._gateway is not None and target[0] in self._gateway.publics:
             return await self._dial_neighbour(target), None
-        for broker in self._brokers:
+        for broker in self.brokers:
             if target[0] in broker.hosts and await broker.reach():
                 return await self._dial_by(broker, target, asked.port or next(self._ports))
         return Dialled("kernel", kernel=asked.target, reason="no broker of it answers"), None
@@ -237,15 +226,13 @@ class Desk:
         if one.how == "dpf" and self._gateway is not None:
             self._tasks.run(self._gateway.unforward(one))
         else:
-            for broker in self._brokers:
-                self._tasks.run(broker.unregister(one))
+            self._tasks.run(self.brokers.unregister(one))
 
     async def close(self) -> None:
         """Finish what is under way for listeners that ended, then stop."""
         await self._tasks.finish(1.0)
         await self.datagrams.close()
-        for broker in self._brokers:
-            broker.close()
+        await self.brokers.close()
         if self._gateway is not None:
             self._gateway.close()
         self.reception.close()

@@ -34,6 +34,8 @@ START_SECONDS = 5.0
 """How long an interpreter may take until it has started; a tenth of a second is usual."""
 WELCOME = b"+"
 """What an agent says on a process's own connection when it has seen it."""
+NEWS = b"*"
+"""What it says there when listeners have other addresses than before: ask again."""
 AGENT_VARIABLE = "GCB_AGENT"
 CLIENT_VARIABLE = "GCB_CLIENT"
 """The client id of the program tree: an agent that is started again goes on under it."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Awaitable, Callable
 
 log = logging.getLogger("gcbpatch.agent")
@@ -17,15 +18,37 @@ MOST_SECONDS = 25.0
 """A NAT on the way forgets a silent UDP flow after 30 s, where RFC 4787 is not kept."""
 
 
+RETRY_SECONDS = 1.0
+"""The pause after a beat that was not answered: a server that comes back is found soon."""
+JITTER = 0.2
+"""Every pause is shorter by up to this part, so that clients do not beat in step."""
+
+
+def pause(lifetime: float, failed: bool, drawn: float) -> float:
+    """Return the seconds until the next beat; ``drawn`` is a number from 0 to 1."""
+    seconds = min(lifetime / BEATS_PER_LIFETIME, MOST_SECONDS)
+    if failed:
+        seconds = min(seconds, RETRY_SECONDS)
+    return seconds * (1.0 - JITTER * drawn)
+
+
 class Heart:
     """Calls ``beat`` three times a lifetime, and every 25 s, until it returns False.
 
-    ``lifetime`` is in seconds; what a server grants can only shorten it.
+    ``lifetime`` is in seconds; what a server grants can only shorten it. ``dice`` gives
+    numbers from 0 to 1.
     """
 
-    def __init__(self, lifetime: float, beat: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(
+        self,
+        lifetime: float,
+        beat: Callable[[], Awaitable[bool]],
+        dice: Callable[[], float] = random.random,
+    ) -> None:
         self._lifetime = lifetime
         self._beat = beat
+        self._dice = dice
+        self._failed = False
         self._sooner = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -40,6 +63,15 @@ class Heart:
             self._lifetime = max(lifetime, 1.0)
             self._sooner.set()
 
+    @property
+    def lifetime(self) -> float:
+        """Seconds that a server keeps what nobody refreshes."""
+        return self._lifetime
+
+    def failed(self) -> None:
+        """This beat was not answered: the next one follows soon."""
+        self._failed = True
+
     def stop(self) -> None:
         """Beat no more."""
         if self._task is not None:
@@ -50,6 +82,7 @@ class Heart:
         going_on = True
         while going_on:
             await self._pause()
+            self._failed = False
             try:
                 going_on = await self._beat()
             except Exception:
@@ -62,9 +95,7 @@ class Heart:
         while True:
             self._sooner.clear()
             try:
-                async with asyncio.timeout(
-                    min(self._lifetime / BEATS_PER_LIFETIME, MOST_SECONDS)
-                ):
+                async with asyncio.timeout(pause(self._lifetime, self._failed, self._dice())):
                     await self._sooner.wait()
             except TimeoutError:
                 return

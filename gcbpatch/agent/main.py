@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import _socket
 import asyncio
+import contextlib
 import logging
 import os
 import resource
 import signal
 import socket
 
-from ..addresses import Address, is_ip
 from ..config import ClientConfig, client_config
 from ..logs import FILE_VARIABLE, log_into
 from . import door
@@ -36,9 +36,11 @@ class Doorkeeper:
     def __init__(self, listening: socket.socket, desk: Desk) -> None:
         self._desk = desk
         self._open: set[asyncio.Task[None]] = set()
+        self._attached: set[socket.socket] = set()
         self._gone = asyncio.Event()
         desk.listeners.on_idle = self._gone.set
         desk.datagrams.on_idle = self._gone.set
+        desk.brokers.on_news = self._tell_news
         self._door = Acceptor(listening, self._accepted)
 
     def _accepted(self, conn: socket.socket, _: object) -> None:
@@ -79,6 +81,8 @@ class Doorkeeper:
                     pass
             except (OSError, door.DoorError) as error:
                 log.info("door: %s", error)
+            finally:
+                self._attached.discard(conn)
 
     async def _serve_one(self, conn: socket.socket) -> bool:
         await readable(conn)
@@ -88,6 +92,7 @@ class Doorkeeper:
         if isinstance(asked, door.Attach):
             door.close_all(fds)
             conn.send(door.WELCOME, socket.MSG_NOSIGNAL)
+            self._attached.add(conn)
             return True
         answering = asyncio.ensure_future(self._answer(asked, fds))
         leaving = asyncio.ensure_future(readable(conn))
@@ -130,6 +135,13 @@ class Doorkeeper:
             return answer, () if sock is None else (sock,)
         return await self._desk.world(), ()
 
+    def _tell_news(self) -> None:
+        """Have every process ask for its names again."""
+        for conn in self._attached:
+            # One that does not look for long has older news to find, or is about to leave.
+            with contextlib.suppress(BlockingIOError, BrokenPipeError, ConnectionResetError):
+                conn.send(door.NEWS, socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
+
     def close(self) -> None:
         """Nobody else comes in."""
         self._door.close()
@@ -159,27 +171,11 @@ def _hand_over(conn: _socket.socket, message: door.DoorMessage, fds: tuple[int, 
         door.close_all(list(fds))
 
 
-async def resolve(config: ClientConfig) -> list[Address]:
-    """Return the brokers as IP addresses; a name that does not resolve is logged and left out."""
-    loop = asyncio.get_running_loop()
-    found: list[Address] = []
-    for host, port in config.brokers:
-        if is_ip(host):
-            found.append((host, port))
-            continue
-        try:
-            infos = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-        except OSError as error:
-            log.warning("broker %s: %s", host, error)
-            continue
-        found += [(str(info[4][0]), port) for info in infos]
-    return list(dict.fromkeys(found))
-
-
 async def serve(listening: socket.socket, config: ClientConfig) -> None:
     """Serve until deserted or told to end."""
     client = bytes.fromhex(os.environ.get(door.CLIENT_VARIABLE, "")) or os.urandom(16)
-    desk = Desk(config, client, await resolve(config))
+    desk = Desk(config, client)
+    await desk.brokers.find()
     keeper = Doorkeeper(listening, desk)
     ending = asyncio.ensure_future(keeper.until_deserted())
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.cancel)

@@ -7,20 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 
 class Tasks:
     """Tasks that are kept alive until they are done."""
 
     def __init__(self) -> None:
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: set[asyncio.Task[Any]] = set()
 
-    def run(self, step: Coroutine[Any, Any, None]) -> None:
+    def run(self, step: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         """Begin a step."""
         task = asyncio.ensure_future(step)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return task
 
     async def finish(self, seconds: float) -> None:
         """Wait until all are done, ``seconds`` at most."""

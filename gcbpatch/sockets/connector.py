@@ -89,6 +89,11 @@ class Connector:
             self._ordinary.clear()
         self._ordinary.add(host)
 
+    def expire(self) -> None:
+        """Which hosts are brokers' is to be asked again."""
+        if not self._self_evident:
+            self._fresh_until = 0.0
+
     def begin(self, address: Address, port: int) -> Any:
         """Ask the agent; returns the door connection on which the answer comes."""
         return self.link.begin(door.Dial(Endpoint.of(address), port))

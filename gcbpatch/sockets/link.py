@@ -51,9 +51,12 @@ class Link:
         self._attached: tuple[int, _socket.socket, int] | None = None
         self.on_fork: Callable[[], None] = _nothing
         """Called in a greenlet of its own when the loop of a forked child runs."""
+        self.on_news: Callable[[], None] = _nothing
+        """Called in a greenlet of its own when names may have changed."""
         self._watcher: Any = None
         self._fork_watcher: Any = None
         self._welcomed = False
+        self._edition = 0
         self._stillborn = 0
         self._hopeless_until = 0.0
         self._warned = False
@@ -134,6 +137,17 @@ class Link:
         self._attached = os.getpid(), conn, inode_of(conn.fileno())
         self._watch(conn.fileno())
 
+    def edition(self) -> tuple[int, int]:
+        """Return what changes whenever listeners may have got other names from the agent.
+
+        So it does in a forked child, which has not heard the news that its parent has.
+        """
+        if self._attached is not None:
+            pid, conn, inode = self._attached
+            if pid == os.getpid():
+                self._is_open(conn, inode)
+        return os.getpid(), self._edition
+
     def is_in_use(self) -> bool:
         """Return whether this process has asked its agent anything yet."""
         return self._attached is not None
@@ -197,13 +211,20 @@ class Link:
         gevent.spawn(self.on_fork)
 
     def _readable(self) -> None:
-        """Its welcome, or its end; a forked child sees the end on its parent's connection."""
+        """Its welcome, its news, or its end."""
         if self._attached is None:
             return
-        _, conn, inode = self._attached
+        pid, conn, inode = self._attached
+        if pid != os.getpid():
+            # The news here are our parent's; this process gets a connection of its own.
+            self._unwatch()
+            return
+        before = self._edition
         if not self._is_open(conn, inode):
             self._let_go(conn, inode)
             gevent.spawn(self.on_gone)
+        elif self._edition != before:
+            gevent.spawn(self.on_news)
 
     def _let_go(self, conn: _socket.socket, inode: int) -> None:
         self._unwatch()
@@ -214,14 +235,17 @@ class Link:
         """Return whether this is still our connection, and the agent's end of it is open."""
         if not is_still(conn, inode):
             return False
-        try:
-            said = conn.recv(len(door.WELCOME))
-        except BlockingIOError:
-            return True
-        except OSError:
-            said = b""
-        self._count(said == b"")
-        return said != b""
+        while True:
+            try:
+                said = conn.recv(len(door.WELCOME))
+            except BlockingIOError:
+                return True
+            except OSError:
+                said = b""
+            self._count(said == b"")
+            if not said:
+                return False
+            self._edition += said == door.NEWS
 
     def _count(self, ended: bool) -> None:
         """Learn from an agent that has ended, or from one that has said its welcome."""

@@ -55,6 +55,7 @@ class Listener:
         self._claim = b""
         self._backlog: int | None = None
         self._asked = 0.0
+        self._edition = (0, 0)
         self._intake: Intake | None = None
         self._options = inherited(sock)
 
@@ -77,6 +78,7 @@ class Listener:
 
     def _introduce(self, intake: Intake) -> None:
         """Tell an agent of us; a listener whose port we share gives us its queue."""
+        self._edition = self._link.edition()
         try:
             answer, fds = self._link.ask_for_descriptors(self._message(), intake.descriptors)
         except AgentGone as error:
@@ -146,6 +148,7 @@ class Listener:
         self.release()
 
     def _ask(self, message: door.DoorMessage) -> None:
+        self._edition = self._link.edition()
         try:
             answer = self._link.ask(message)
         except AgentGone as error:
@@ -169,16 +172,23 @@ class Listener:
     # --- names
 
     def identity(self) -> Any:
-        """Return the public address; asks again, now and then, while there is none.
+        """Return the public address; asks again, now and then, while there is none, and
+        whenever the agent has said that there are others.
 
         None while there is none, and where names stay the kernel's.
         """
         if self._keeps_names:
             return None
-        now = time.monotonic()
-        if self.public is None and self._intake and now - self._asked >= FIND_INTERVAL:
-            self._ask(door.Find(self._id))
+        self._look()
         return self.public and self._shaped(self.public)
+
+    def _look(self) -> None:
+        """Ask for the public address if it is not known, or may have become another one."""
+        if self._intake is None:
+            return
+        waited = time.monotonic() - self._asked >= FIND_INTERVAL
+        if self._link.edition() != self._edition or (self.public is None and waited):
+            self._ask(door.Find(self._id))
 
     def _shaped(self, address: Address) -> Any:
         """An address as a socket of this family has it."""

@@ -62,6 +62,7 @@ class Layer:
             # A forked child is there for the listeners, too, should its parent end; the agent
             # that they were registered with may be gone already.
             link.on_gone = link.on_fork = self.listen_again
+            link.on_news = self.look_again
 
     def _listeners(self) -> list[Listener]:
         self.table.prune()
@@ -85,6 +86,22 @@ class Layer:
             if self.ports is not None:
                 self.ports.again(state)
 
+    def look_again(self) -> None:
+        """The agent has news: listeners may have other names, and brokers other hosts."""
+        if self.connector is not None:
+            self.connector.expire()
+        for listener in self._listeners():
+            before = listener.public
+            if listener.identity() is not None and listener.public != before:
+                self.renamed(before, listener.public)
+
+    def renamed(self, before: Address | None, now: Address | None) -> None:
+        """A listener has another address than before; its old host may be nobody's now."""
+        if now is not None and not is_loopback(now[0]):
+            self.hosts.add(now[0])
+        if before is not None and not any(_stands_at(s, before[0]) for s in self.table.states()):
+            self.hosts.discard(before[0])
+
     def leave(self) -> None:
         """Begin to work for nobody: the program is no longer patched."""
         if self.link is not None:
@@ -92,6 +109,12 @@ class Layer:
         self.configure(None)
         self.ports = None
         self.hosts.clear()
+
+
+def _stands_at(state: Any, host: str) -> bool:
+    """Whether a listener, or a port with its label, has a public address at ``host``."""
+    public = getattr(getattr(state, "label", state), "public", None)
+    return public is not None and public[0] == host
 
 
 LAYER = Layer()
@@ -267,9 +290,12 @@ class Raw(_wrefsocket):
             self._inherit(link)
 
     def _identity(self, link: Link, listener: Listener) -> Any:
+        before = listener.public
         public = listener.identity()
         if public is not None:
             self._note_host(link, unmapped(public[0]))
+            if listener.public != before:
+                LAYER.renamed(before, listener.public)
         return public
 
     def _only_bound(self) -> bool:

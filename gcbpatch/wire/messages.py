@@ -29,6 +29,7 @@ Proof = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Secret = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Claim = Annotated[bytes, Meta(max_length=16)]
 Lifetime = Annotated[int, Meta(ge=0, le=86400)]
+Free = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Network = Annotated[str, Meta(max_length=64)]
 
 TCP, UDP = 6, 17
@@ -129,6 +130,7 @@ class HelloReply(Message, frozen=True):
 
     JOIN goes to ``relay_port`` at the host where HELLO went; ``public`` is the host of the
     broker's proxy addresses (a broker on a gateway is known inside by another one).
+    ``free`` is how many more listeners it would take.
     """
 
     epoch: Short
@@ -136,6 +138,7 @@ class HelloReply(Message, frozen=True):
     observed: Endpoint
     relay_port: Port
     public: Annotated[str, Meta(max_length=45)] = ""
+    free: Free = 1
 
 
 class Register(Message, frozen=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import textwrap
 from dataclasses import dataclass
@@ -127,6 +128,18 @@ class World:
             self.log_of(host).read_text() if self.log_of(host).exists() else "",
         )
         return found[-1] if found else "kernel"
+
+
+class Dialogue:
+    """A connector that holds its connections while the world around it breaks."""
+
+    def __init__(self, world: World, host: Host) -> None:
+        self._program = world.start(host, "dialogue", stdin=subprocess.PIPE)
+
+    def __call__(self, command: str) -> str:
+        self._program.stdin.write(f"{command}\n".encode())
+        self._program.stdin.flush()
+        return self._program.wait_line("^(connected|heard|error) .*$").group(0)
 
 
 def exchanged(world: World, connector: Host, listening: Listening) -> tuple[Any, Any]:

@@ -7,13 +7,12 @@ import os
 import re
 import select
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.netns.lab import Host, Lab, Program, ProgramError
-from tests.netns.pairs import ADDRESS, World, exchanged
+from tests.netns.pairs import ADDRESS, Dialogue, World, exchanged
 
 LIFETIME = {"GCB_LIFETIME": "3"}
 """Seconds; a third of it between heartbeats, so that tests see what happens at their end."""
@@ -23,18 +22,6 @@ LIFETIME = {"GCB_LIFETIME": "3"}
 def world(lab: Lab, tmp_path: Path) -> World:
     """Two NAT gateways that drop what is unsolicited."""
     return World(lab, tmp_path)
-
-
-class Dialogue:
-    """A connector that holds its connections while the world around it breaks."""
-
-    def __init__(self, world: World, host: Host) -> None:
-        self._program = world.start(host, "dialogue", stdin=subprocess.PIPE)
-
-    def __call__(self, command: str) -> str:
-        self._program.stdin.write(f"{command}\n".encode())
-        self._program.stdin.flush()
-        return self._program.wait_line("^(connected|heard|error) .*$").group(0)
 
 
 def echo(world: World, host: Host) -> tuple[Program, str]:
