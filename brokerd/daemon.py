@@ -124,6 +124,7 @@ class Daemon:
         self._door.close()
         self._proxies.close()
         self._relays.close()
+        self._dispatcher.probes.close()
         self._pump.close()
         self._datagrams.close()
 

@@ -33,6 +33,8 @@ from gcbpatch.wire.messages import (
     Nothing,
     Path,
     PathKind,
+    Probe,
+    ProbeReply,
     Refresh,
     RefreshReply,
     Register,
@@ -43,6 +45,7 @@ from gcbpatch.wire.replay import Answers
 
 from .arrange import Side, arrange
 from .limits import Held, Limits
+from .probes import Probes
 from .proxies import Proxies
 from .pump import reset
 from .registry import Listener, Refusal, Registry, Sender
@@ -100,11 +103,13 @@ class Dispatcher:
         self._ask = ask
         self._answers = Answers()
         self.proxies: Proxies | None = None
+        self.probes = Probes()
         self._commands: dict[int, Callable[..., Message]] = {
             Command.REGISTER: self._register,
             Command.REFRESH: self._refresh,
             Command.UNREGISTER: self._unregister,
             Command.CONNECT: self._connect,
+            Command.PROBE: self._probe,
         }
 
     # --- datagrams
@@ -222,6 +227,17 @@ class Dispatcher:
         self._call(listener, rendezvous, peer, True, paths, now)
         return ConnectReply(rendezvous.name, rendezvous.secret, paths)
 
+    def _probe(self, asked: Probe, sender: Sender, now: float) -> ProbeReply:
+        """Dial back, to where the question comes from and nowhere else."""
+        if asked.protocol != TCP:
+            raise Refusal(Status.UNSUPPORTED, f"protocol {asked.protocol} is not probed here")
+        target = (sender.address[0], asked.port)
+        try:
+            source = self.probes.send(sender.via, target, now)
+        except OSError as error:
+            raise Refusal(Status.NO_RESOURCES, f"no probe: {error.strerror}") from error
+        return ProbeReply(Endpoint.of(source), Endpoint.of(target))
+
     # --- what happens without a command
 
     def accepted(self, port: int, sock: socket.socket, peer: Address, now: float) -> None:
@@ -246,6 +262,7 @@ class Dispatcher:
             log.info("listener at %s:%d expired", *listener.proxy)
             self._close_proxy(listener)
         self._answers.expire(now)
+        self.probes.expire(now)
 
     def _close_proxy(self, listener: Listener) -> None:
         assert self.proxies is not None

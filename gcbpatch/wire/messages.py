@@ -36,7 +36,7 @@ TCP, UDP = 6, 17
 
 
 class Command(enum.IntEnum):
-    """Byte 4 of the header. 1-15 are GCB's, 16-31 are DPF's."""
+    """Byte 4 of the header. 16-31 are DPF's, all others GCB's."""
 
     HELLO = 1
     REGISTER = 2
@@ -54,6 +54,7 @@ class Command(enum.IntEnum):
     RENEW = 19
     QUERY = 20
     PROVE = 21
+    PROBE = 50
 
 
 class PathKind(enum.IntEnum):
@@ -376,6 +377,26 @@ class ProveReply(Message, frozen=True):
     proof: Proof
 
 
+class Probe(Message, frozen=True):
+    """Agent to broker: dial back to ``port`` of the host that this comes from.
+
+    A first packet only, no connection: what the listener's own kernel makes of it tells
+    the agent whether the port is reached from outside.
+    """
+
+    client: Id
+    cookie: Short
+    protocol: Protocol
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+
+class ProbeReply(Message, frozen=True):
+    """``source`` is where the packet comes from, ``target`` where it was sent to."""
+
+    source: Endpoint
+    target: Endpoint
+
+
 REQUESTS: dict[Command, type[Message]] = {
     Command.HELLO: Hello,
     Command.REGISTER: Register,
@@ -393,6 +414,7 @@ REQUESTS: dict[Command, type[Message]] = {
     Command.RENEW: Renew,
     Command.QUERY: Query,
     Command.PROVE: Prove,
+    Command.PROBE: Probe,
 }
 
 REPLIES: dict[Command, type[Message]] = {
@@ -411,5 +433,6 @@ REPLIES: dict[Command, type[Message]] = {
     Command.RENEW: RenewReply,
     Command.QUERY: QueryReply,
     Command.PROVE: ProveReply,
+    Command.PROBE: ProbeReply,
 }
 """The body of a reply with status SUCCESS; a reply with any other status has none."""

@@ -55,7 +55,7 @@ ARROWS |= storeys(
     "server",
     "dispatch",
     "relay",
-    "proxies pump datagrams",
+    "proxies probes pump datagrams",
     "config metrics limits",
     "registry arrange",
 )

@@ -100,6 +100,8 @@ NUMBERS = [
     (Command.REGISTER, Q, "wished", 0, 65535),
     (Command.HELLO, R, "relay_port", 0, 65535),
     (Command.HELLO, R, "free", 0, 2**31 - 1),
+    (Command.PROBE, Q, "protocol", 6, 17),
+    (Command.PROBE, Q, "port", 1, 65535),
     (Command.REGISTER, Q, "protocol", 6, 17),
     (Command.CONNECT, Q, "port", 0, 65535),
     (Command.CONNECT, Q, "protocol", 6, 17),
@@ -295,9 +297,9 @@ def test_an_endpoint_is_a_socket_address_and_back() -> None:
 
 def test_commands_of_gcb_and_dpf_have_their_own_ranges() -> None:
     gcb = {Command.HELLO, Command.REGISTER, Command.REFRESH, Command.UNREGISTER, Command.CONNECT}
-    gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW}
+    gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW, Command.PROBE}
     for command in Command:
-        assert command in (range(1, 16) if command in gcb else range(16, 32))
+        assert command in ((*range(1, 16), *range(50, 60)) if command in gcb else range(16, 32))
 
 
 def test_paths_are_read_as_kinds() -> None:
