@@ -75,7 +75,8 @@ class ClientConfig:
     """What a patched program knows of its brokers and its gateway.
 
     ``patience`` (seconds) bounds how long a broker or gateway is waited for; ``lifetime``
-    (seconds) is what registrations and mappings are asked for.
+    (seconds) is what registrations and mappings are asked for. ``register`` tells which
+    listeners a broker is asked for: those that are not reached without, none, or all.
     """
 
     brokers: tuple[Address, ...] = ()
@@ -85,6 +86,7 @@ class ClientConfig:
     network: str = ""
     log: str = "WARNING"
     identity: str = "proxy"
+    register: str = "auto"
     lifetime: int = 30
     patience: float = 3.0
     routes: Routes | RouteFile = field(default_factory=Routes)
@@ -117,6 +119,7 @@ VARIABLES = {
     "GCB_NETWORK": "network",
     "GCB_LOG": "log",
     "GCB_IDENTITY": "identity",
+    "GCB_REGISTER": "register",
     "GCB_LIFETIME": "lifetime",
     "GCB_PATIENCE": "patience",
     ROUTES_TEXT: "routes_text",
@@ -153,6 +156,7 @@ def to_environ(config: ClientConfig) -> dict[str, str]:
         "GCB_NETWORK": config.network,
         "GCB_LOG": config.log,
         "GCB_IDENTITY": config.identity,
+        "GCB_REGISTER": config.register,
         "GCB_LIFETIME": str(config.lifetime),
         "GCB_PATIENCE": str(config.patience),
         ROUTES_TEXT: _routes_text(config.routes),
@@ -189,6 +193,12 @@ def _identity(value: Any) -> dict[str, Any]:
     if value not in ("proxy", "local"):
         raise ValueError(f"{value!r} is not an identity; 'proxy' or 'local' would be right")
     return {"identity": value}
+
+
+def _register(value: Any) -> dict[str, Any]:
+    if value not in ("auto", "never", "always"):
+        raise ValueError(f"{value!r} is not right; 'auto', 'never' or 'always' would be")
+    return {"register": value}
 
 
 def _log(value: Any) -> dict[str, Any]:
@@ -237,6 +247,7 @@ _READERS: dict[str, Any] = {
     "network": _text("network"),
     "log": _log,
     "identity": _identity,
+    "register": _register,
     "lifetime": _number("lifetime", int, 1, 86400),
     "patience": _number("patience", float, 0.1, 600.0),
     "routes": _routes,

@@ -34,7 +34,9 @@ from ..wire.messages import (
 from .control import Control, Unreachable
 from .heart import Heart
 from .listeners import Listener
+from .reachability import Reachability
 from .registrants import Collection, Registrant
+from .tasks import Tasks
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -79,10 +81,14 @@ class Broker:
         self._reception_port = reception_port
         self._on_call = on_call
         self._on_left = on_left
+        self.on_news: Callable[[], None] = lambda: None
+        """Called when a listener that needed no broker has another address."""
         self.control = Control(address, client, self.key, self._answer_call)
         self.unsupported: set[int] = set()
         """Protocols that it would not register when it was last asked."""
         self._mine: set[bytes] = set()
+        self._tasks = Tasks()
+        self._reachability = Reachability(self.control, client, config)
         self._unreachable = False
         self._answered = asyncio.get_running_loop().time()
         self._heart = Heart(config.lifetime, self._beat)
@@ -104,8 +110,8 @@ class Broker:
 
     @property
     def in_use(self) -> bool:
-        """Whether anything is registered here, or should be."""
-        return bool(self._mine)
+        """Whether anything is registered here, or should be, or is looked after."""
+        return bool(self._mine or self._reachability)
 
     def has(self, one: Registrant) -> bool:
         """Whether ``one`` is registered here, or should be."""
@@ -161,6 +167,7 @@ class Broker:
     def disown(self, one: Registrant) -> None:
         """Register it no more."""
         self._mine.discard(one.listener)
+        self._reachability.drop(one.listener)
 
     def adopt(self, one: Registrant) -> None:
         """Keep at it: at every heartbeat, whatever is not registered here gets registered."""
@@ -168,8 +175,37 @@ class Broker:
         self._heart.start()
 
     async def register(self, one: Registrant) -> bool:
-        """Get ``one`` its proxy address; what happened stands in it. Adopts it."""
+        """Get ``one`` its proxy address, unless it is reached without. Adopts it.
+
+        What happened stands in it. Behind a NAT, where few are reached, both are asked for at
+        once: listen() takes no longer than it must.
+        """
         self.adopt(one)
+        if not self._reachability.is_asked(one):
+            return await self._register(one)
+        looking = asyncio.ensure_future(self._look(one))
+        try:
+            if self._reachability.is_untranslated and (found := await looking):
+                return self._leave(one, found)
+            registered = await self._register(one)
+            if (found := await looking) is None:
+                return registered
+        finally:
+            looking.cancel()
+        if registered:
+            self._tasks.run(self.unregister(one))
+        return self._leave(one, found)
+
+    async def _look(self, one: Registrant) -> Address | None:
+        return await self._reachability.look(one, _listens(one), self.patience)
+
+    def _leave(self, one: Registrant, found: Address) -> bool:
+        """It needs no broker; from now on it is only looked after."""
+        self._mine.discard(one.listener)
+        self._reachability.settle(one, found)
+        return True
+
+    async def _register(self, one: Registrant) -> bool:
         try:
             reply = await self.control.ask(
                 Command.REGISTER, lambda cookie: self._register_message(one, cookie), self.patience
@@ -261,13 +297,32 @@ class Broker:
         leaving = []
         for start in range(0, len(mine), REFRESH_CHUNK):
             leaving += await self._refresh(mine[start : start + REFRESH_CHUNK])
+        await self._look_again()
         if self._unreachable:
             self._heart.failed()
         if self._is_over():
             leaving = [one for one in map(self._listeners.get, mine) if one]
         if leaving:
             await self._on_left(self, leaving)
-        return bool(self._mine)
+        return self.in_use
+
+    async def _look_again(self) -> None:
+        """Look after those that need no broker: firewalls and addresses change."""
+        due = self._reachability.due()
+        for gone in [id_ for id_ in due if self._listeners.get(id_) is None]:
+            self._reachability.drop(gone)
+        ones = filter(None, map(self._listeners.get, due))
+        await asyncio.gather(*map(self._look_at, ones))
+
+    async def _look_at(self, one: Registrant) -> None:
+        before = one.proxy
+        if not await self._reachability.is_still(one, _listens(one), self._config.patience):
+            log.warning("%s is not reached any more without us", format_address(one.bound))
+            self._reachability.drop(one.listener)
+            one.proxy, one.how = None, ""
+            await self.register(one)
+        if one.proxy != before:
+            self.on_news()
 
     def _is_over(self) -> bool:
         """Whether it has been silent for as long as it keeps what nobody refreshes."""
@@ -302,3 +357,7 @@ class Broker:
         """Stop; registrations are left to their lifetime."""
         self._heart.stop()
         self.control.close()
+
+
+def _listens(one: Registrant) -> bool:
+    return not isinstance(one, Listener) or one.listens

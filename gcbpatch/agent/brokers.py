@@ -109,6 +109,7 @@ class Brokers:
                 self._on_call,
                 self._left,
             )
+            self._brokers[address].on_news = lambda: self.on_news()
         if found:
             self._forget_all_but(set(found))
         return bool(fresh)

@@ -149,7 +149,8 @@ class Datagrams:
         self._watch(one)
         way = self._config.routes.way_at(one.bound[0])
         forwarded = way is not Way.GCB and await self._forward(one)
-        if not forwarded and (way is Way.DPF or not await self._register(one)):
+        never = way is Way.DPF or (way is None and self._config.register == "never")
+        if not forwarded and (never or not await self._register(one)):
             self._drop(one)
         log.info(
             "UDP port %s: %s",

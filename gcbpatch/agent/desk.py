@@ -60,6 +60,7 @@ class Desk:
         self.reception = Reception()
         self._tasks = Tasks()
         self._routes = config.routes
+        self._never = config.register == "never"
         start = random.randrange(len(CONNECTOR_PORTS))
         self._ports = itertools.islice(itertools.cycle(CONNECTOR_PORTS), start, None)
         self.brokers = Brokers(
@@ -106,7 +107,8 @@ class Desk:
     async def _register(self, one: Listener) -> None:
         way = self._routes.way_at(one.bound[0])
         forwarded = way is not Way.GCB and await self._forward(one)
-        if not forwarded and way is not Way.DPF and self.brokers:
+        brokered = way is Way.GCB or (way is None and not self._never)
+        if not forwarded and brokered and self.brokers:
             await self.brokers.register(one)
         log.info(
             "listener %s: %s",

@@ -33,6 +33,9 @@ _SOCK_DIAG_BY_FAMILY = 20
 _DUMP_FLAGS = 0x301
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _TCP_LISTEN = 10
+_TCP_SYN_RECV = 3
+_STATE_AT = 17
+"""netlink header (16), family."""
 _REQUEST = struct.Struct("=BBBBI")
 _DUMP_SECONDS = 2.0
 _REQUEST_FLAG = 1
@@ -163,6 +166,15 @@ def accepted(local: Address, peer: Address) -> tuple[int, int] | None:
         return None
     unread, _, _, inode = struct.unpack_from("=IIII", data, _UNREAD_AT)
     return (inode, unread) if inode else None
+
+
+def is_half_open(local: Address, peer: Address) -> bool:
+    """Return whether a listening socket at ``local`` has a first packet from ``peer``, no more.
+
+    Addresses are IPv4. Raises OSError.
+    """
+    data = _look_up(local, peer, _NO_COOKIE)
+    return data is not None and len(data) > _STATE_AT and data[_STATE_AT] == _TCP_SYN_RECV
 
 
 def listens(local: Address, cookie: int) -> bool:

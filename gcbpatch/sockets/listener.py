@@ -47,6 +47,7 @@ class Listener:
     def __init__(self, link: Link, sock: _socket.socket) -> None:
         self.bound: Address = _socket.socket.getsockname(sock)[:2]
         self.public: Address | None = None
+        self._is_own = False
         self._link = link
         self._keeps_names = link.config.identity == "local"
         self._v6 = sock.family == socket.AF_INET6
@@ -163,6 +164,7 @@ class Listener:
         self._asked = time.monotonic()
         if answer.public is not None:
             self.public, self._claim = answer.public.address, answer.claim
+            self._is_own = answer.how == "own"
         elif answer.error:
             self.release()
             raise OSError(answer.error, f"{os.strerror(answer.error)} ({answer.reason})")
@@ -181,6 +183,11 @@ class Listener:
             return None
         self._look()
         return self.public and self._shaped(self.public)
+
+    @property
+    def foreign(self) -> Address | None:
+        """The public address, if it is not one of this host's own."""
+        return None if self._is_own else self.public
 
     def _look(self) -> None:
         """Ask for the public address if it is not known, or may have become another one."""

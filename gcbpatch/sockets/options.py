@@ -8,9 +8,11 @@ that the program has not set: the kernel tunes the others by itself.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import functools
 import logging
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 log = logging.getLogger("gcbpatch")
@@ -113,3 +115,16 @@ def carry(options: Options, target: _socket.socket) -> None:
             # Set with a right that the program has given up since: the kernel would have
             # handed it down, but the connection is good without it.
             log.info("socket option %d of level %d not carried over: %s", option, level, error)
+
+
+@contextlib.contextmanager
+def shareable(sock: _socket.socket) -> Iterator[None]:
+    """Let the agent listen on the port of a bound socket meanwhile, to have it dialled back."""
+    level, option = socket.SOL_SOCKET, socket.SO_REUSEADDR
+    was = _get(sock, level, option)
+    _socket.socket.setsockopt(sock, level, option, 1)
+    try:
+        yield
+    finally:
+        if sock.fileno() >= 0:  # nobody closed it meanwhile
+            _socket.socket.setsockopt(sock, level, option, was)

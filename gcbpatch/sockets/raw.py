@@ -8,6 +8,7 @@ It must never stand between a program and send or recv.
 from __future__ import annotations
 
 import _socket
+import contextlib
 import errno
 import os
 import socket
@@ -23,7 +24,7 @@ from .connector import Connector
 from .gate import Gate
 from .link import AgentGone, Link
 from .listener import Listener
-from .options import Options, carry
+from .options import Options, carry, shareable
 from .pending import Pending
 from .table import Names, Table, Twins
 from .target import plain, resolved
@@ -93,7 +94,7 @@ class Layer:
         for listener in self._listeners():
             before = listener.public
             if listener.identity() is not None and listener.public != before:
-                self.renamed(before, listener.public)
+                self.renamed(before, listener.foreign)
 
     def renamed(self, before: Address | None, now: Address | None) -> None:
         """A listener has another address than before; its old host may be nobody's now."""
@@ -127,7 +128,10 @@ os.register_at_fork(
 def wants_identity(link: Link, host: str) -> bool:
     """Whether a socket bound to ``host`` gets a public address: not loopback, unless routed."""
     way = link.config.routes.way_at(host)
-    return not is_loopback(host) if way is None else way in (Way.GCB, Way.DPF)
+    if way is not None:
+        return way in (Way.GCB, Way.DPF)
+    wanted = link.config.gateway is not None or link.config.register != "never"
+    return wanted and not is_loopback(host)
 
 
 DEFAULT_BACKLOG = min(socket.SOMAXCONN, 128)
@@ -203,14 +207,14 @@ class Raw(_wrefsocket):
             self._state = _KERNELS
             return
         listener = Listener(link, self)
-        listener.register(backlog)
+        with shareable(self) if backlog is None else contextlib.nullcontext():
+            listener.register(backlog)
         self._keep(link, listener)
 
     def _keep(self, link: Link, listener: Listener) -> None:
         self._state = listener
         LAYER.table.put(self, listener)
-        if listener.public is not None:
-            self._note_host(link, listener.public[0])
+        self._note_name(link, listener)
 
     def _wants_identity(self, link: Link) -> bool:
         """Whether such a socket gets a public address: TCP, bound, reached by IPv4."""
@@ -247,6 +251,11 @@ class Raw(_wrefsocket):
         """From now on this host means us, unless names shall stay as the kernel has them."""
         if link.config.identity != "local" and not is_loopback(host):
             LAYER.hosts.add(host)
+
+    def _note_name(self, link: Link, listener: Listener) -> None:
+        """The same for a listener's, but the kernel knows an address of its own by itself."""
+        if listener.foreign is not None:
+            self._note_host(link, listener.foreign[0])
 
     def _accept(self) -> tuple[int, Any]:
         while True:
@@ -293,9 +302,9 @@ class Raw(_wrefsocket):
         before = listener.public
         public = listener.identity()
         if public is not None:
-            self._note_host(link, unmapped(public[0]))
+            self._note_name(link, listener)
             if listener.public != before:
-                LAYER.renamed(before, listener.public)
+                LAYER.renamed(before, listener.foreign)
         return public
 
     def _only_bound(self) -> bool:

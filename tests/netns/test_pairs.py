@@ -49,7 +49,7 @@ def test_a_patched_connector_reaches_a_gcb_listener(
 ) -> None:
     world.broker(world.public)
     for name in (connector, listener):
-        world.use_broker(host(world, name), world.public.address)
+        world.use_broker(host(world, name), world.public.address, GCB_REGISTER="always")
     listening = world.listen(host(world, listener))
     assert listening.address.startswith(f"{world.public.address}:")
     mine, theirs = exchanged(world, host(world, connector), listening)

@@ -53,7 +53,7 @@ def world(lab: Lab, tmp_path: Path) -> World:
     world = World(lab, tmp_path)
     world.broker(world.public)
     for one in (world.a, world.a2, world.b, world.other):
-        world.use_broker(one, world.public.address)
+        world.use_broker(one, world.public.address, GCB_REGISTER="always")
     make_authority(tmp_path).of("server", "DNS:server.test")
     return world
 

@@ -48,6 +48,7 @@ def test_the_environment_is_read() -> None:
             "GCB_IDENTITY": "local",
             "GCB_LIFETIME": "20",
             "GCB_PATIENCE": "1.5",
+            "GCB_REGISTER": "always",
             "HOME": "/",
         }
     )
@@ -58,6 +59,7 @@ def test_the_environment_is_read() -> None:
         network="cs.example",
         log="DEBUG",
         identity="local",
+        register="always",
         lifetime=20,
         patience=1.5,
     )
@@ -95,6 +97,7 @@ def test_children_get_the_same_settings(tmp_path: Path) -> None:
         network="cs.example",
         log="ERROR",
         identity="local",
+        register="always",
         lifetime=20,
         patience=1.5,
         routes=["127.0.0.0/8 gcb"],
@@ -125,6 +128,7 @@ def test_children_find_the_token_file_wherever_they_run(
         ("DPF_SERVER", ":7", "host:port would be right"),
         ("GCB_LOG", "loud", "DEBUG, INFO, WARNING or ERROR would be right"),
         ("GCB_IDENTITY", "mine", "'proxy' or 'local' would be right"),
+        ("GCB_REGISTER", "maybe", "'auto', 'never' or 'always' would be"),
         ("GCB_LIFETIME", "0", "1 to 86400 would be right"),
         ("GCB_LIFETIME", "86401", "1 to 86400 would be right"),
         ("GCB_LIFETIME", "soon", "soon"),
