@@ -18,7 +18,8 @@ from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
 from ..routes import Way
 from ..wire.messages import Call, Endpoint, PathKind
-from . import dial, streams
+from . import streams
+from .answer import answer
 from .broker import Broker
 from .brokers import Brokers
 from .control import Unreachable
@@ -39,7 +40,9 @@ from .door import (
 )
 from .gateway import Gateway
 from .listeners import Listener, Listeners
+from .opening import FAILURES
 from .places import Place
+from .race import race
 from .reception import Reception
 from .registrants import Registrants
 from .tasks import Tasks
@@ -190,7 +193,7 @@ class Desk:
         began = loop.time()
         try:
             arranged = await broker.connect(target, port)
-            kind, sock = await dial.race(broker, self.reception, arranged)
+            kind, sock = await race(broker, self.reception, arranged)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
         took = (loop.time() - began) * 1000
@@ -207,9 +210,9 @@ class Desk:
         who = format_address(call.peer.address)
         try:
             async with one.delivery.place() as place:
-                kind, sock = await dial.answer(broker, self.reception, call)
+                kind, sock = await answer(broker, self.reception, call)
                 self._deliver(one, kind, sock, call, place)
-        except dial.FAILURES as error:
+        except FAILURES as error:
             log.info("call from %s came to nothing: %s", who, error)
 
     def _deliver(

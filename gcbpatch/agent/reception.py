@@ -1,8 +1,8 @@
 """The agent's own TCP port, where other agents' OPEN arrives: local, direct and reverse paths.
 
 Nothing is handed on before the dialler has proved the secret of a rendezvous that is
-expected here, and this side has proved it back. It must never keep a stranger longer than
-STRANGER_SECONDS, nor more than MOST_STRANGERS of them.
+expected here, over a nonce of ours, and this side has proved it back. It must never keep a
+stranger longer than STRANGER_SECONDS, nor more than MOST_STRANGERS of them.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator
 
 from ..addresses import Address, format_address
 from ..errors import RemoteProtocolError, Status
-from ..wire import auth
-from ..wire.codec import Kind, message_of
-from ..wire.messages import Command, Open, OpenReply
+from ..wire.codec import Frame, Kind, message_of
+from ..wire.messages import Command, Confirm, Open, OpenReply
 from . import streams
 from .acceptor import Acceptor
+from .opening import NONCE_BYTES, Meeting
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -33,7 +34,9 @@ class Reception:
     """Accepts OPEN for the rendezvous that are expected."""
 
     def __init__(self) -> None:
-        self._expected: dict[tuple[bytes, bool], tuple[bytes, asyncio.Queue[socket.socket]]] = {}
+        self._expected: dict[
+            tuple[bytes, bool], tuple[Meeting, asyncio.Queue[socket.socket]]
+        ] = {}
         self._announced = asyncio.Condition()
         self._strangers: set[asyncio.Task[None]] = set()
         self._refused: set[str] = set()
@@ -46,20 +49,20 @@ class Reception:
 
     @contextlib.asynccontextmanager
     async def expect(
-        self, rendezvous: bytes, secret: bytes, listening: bool
+        self, meeting: Meeting, listening: bool
     ) -> AsyncIterator[asyncio.Queue[socket.socket]]:
-        """Within this context, connections that prove ``secret`` come out of the queue given.
+        """Within this context, connections that prove the secret come out of the queue given.
 
         ``listening`` tells which side dials: one agent may be both sides of a rendezvous.
         """
         queue: asyncio.Queue[socket.socket] = asyncio.Queue()
-        self._expected[rendezvous, listening] = secret, queue
+        self._expected[meeting.name, listening] = meeting, queue
         async with self._announced:
             self._announced.notify_all()
         try:
             yield queue
         finally:
-            del self._expected[rendezvous, listening]
+            del self._expected[meeting.name, listening]
             while not queue.empty():
                 queue.get_nowait().close()
 
@@ -98,22 +101,31 @@ class Reception:
         asked = message_of(frame)
         assert isinstance(asked, Open)
         side = asked.rendezvous, asked.listening
-        entry = await self._entry(side)
-        if entry is None or not auth.check_proof(
-            entry[0], "open dialler", asked.rendezvous, asked.proof
-        ):
+        meeting, queue = await self._entry(side) or (None, None)
+        if meeting is None or not meeting.proves("open dialler", asked.proof, asked.nonce):
             await streams.reply(sock, frame, Status.NOT_AUTHORIZED)
             raise RemoteProtocolError(Status.NOT_AUTHORIZED, "an OPEN without a right token")
-        secret, queue = entry
-        proof = auth.proof(secret, "open acceptor", asked.rendezvous)
-        await streams.reply(sock, frame, Status.SUCCESS, OpenReply(proof))
-        if side not in self._expected:
+        await self._challenge(sock, frame, asked.nonce, meeting)
+        if queue is None or side not in self._expected:
             raise ConnectionAbortedError("the rendezvous ended meanwhile")
         return queue
 
+    async def _challenge(
+        self, sock: socket.socket, frame: Frame, theirs: bytes, meeting: Meeting
+    ) -> None:
+        """Prove ourselves, and have the dialler prove that its OPEN is not a recorded one."""
+        mine = os.urandom(NONCE_BYTES)
+        proof = meeting.proof("open acceptor", theirs, mine)
+        await streams.reply(sock, frame, Status.SUCCESS, OpenReply(proof, mine))
+        confirm = await streams.read_message(sock, Command.CONFIRM)
+        if not isinstance(confirm, Confirm) or not meeting.proves(
+            "open confirmed", confirm.proof, theirs, mine
+        ):
+            raise RemoteProtocolError(Status.NOT_AUTHORIZED, "an OPEN that was played back")
+
     async def _entry(
         self, side: tuple[bytes, bool]
-    ) -> tuple[bytes, asyncio.Queue[socket.socket]] | None:
+    ) -> tuple[Meeting, asyncio.Queue[socket.socket]] | None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(AHEAD_SECONDS), self._announced:
                 await self._announced.wait_for(lambda: side in self._expected)

@@ -13,7 +13,7 @@ import struct
 from ..addresses import Address
 from ..errors import RefusedError, RemoteProtocolError, Status
 from ..wire import auth
-from ..wire.codec import Frame, Kind, message_of, parse, status_of
+from ..wire.codec import Frame, Kind, build, message_of, parse, status_of
 from ..wire.messages import Command, Message
 from ..wire.session import FrameReader
 
@@ -63,6 +63,20 @@ async def ask(
     auth.check_reply(frame, key)
     if status_of(frame) is not Status.SUCCESS:
         raise RefusedError(status_of(frame), command.name)
+    return message_of(frame)
+
+
+async def say(sock: socket.socket, command: Command, message: Message) -> None:
+    """Send a request that has no reply; never sealed, since such prove the secret in their body."""
+    frame = build(Kind.REQUEST, command, 0, message)
+    await asyncio.get_running_loop().sock_sendall(sock, frame)
+
+
+async def read_message(sock: socket.socket, command: Command) -> Message:
+    """Read a request that has no reply; raises RemoteProtocolError for any other frame."""
+    frame = await read_frame(sock)
+    if frame.kind is not Kind.REQUEST or frame.command != command:
+        raise RemoteProtocolError(Status.MALFORMED, f"something else than {command.name}")
     return message_of(frame)
 
 

@@ -121,15 +121,18 @@ def claim(secret: bytes, client: bytes, protocol: int, proxy: Address) -> bytes:
     return _digest(secret, b"claim", client, where)[:16]
 
 
-def proof(secret: bytes, label: str, name: bytes) -> bytes:
+def proof(secret: bytes, label: str, name: bytes, *nonces: bytes) -> bytes:
     """Return proof of knowing ``secret``; ``label`` says by which side and for what.
 
+    A proof over nonces of both sides is good for the one exchange in which they were drawn.
     Labels in use: ``join listener``, ``join connector``, ``open dialler``, ``open acceptor``,
-    ``management``.
+    ``open confirmed``, ``management``.
     """
-    return _digest(secret, label.encode(), name)[:16]
+    return _digest(secret, label.encode(), name, *nonces)[:16]
 
 
-def check_proof(secret: bytes, label: str, name: bytes, candidate: bytes) -> bool:
+def check_proof(
+    secret: bytes, label: str, name: bytes, candidate: bytes, *nonces: bytes
+) -> bool:
     """Compare a proof in constant time."""
-    return hmac.compare_digest(proof(secret, label, name), candidate)
+    return hmac.compare_digest(proof(secret, label, name, *nonces), candidate)

@@ -54,6 +54,7 @@ class Command(enum.IntEnum):
     RENEW = 19
     QUERY = 20
     PROVE = 21
+    CONFIRM = 45
     PROBE = 50
 
 
@@ -253,15 +254,27 @@ class Join(Message, frozen=True):
 
 
 class Open(Message, frozen=True):
-    """First frame on a TCP connection between two agents; ``proof`` of the rendezvous secret."""
+    """First frame on a TCP connection between two agents.
+
+    ``nonce`` is the dialler's own for this connection; ``proof`` is of the rendezvous' secret
+    over it.
+    """
 
     rendezvous: Short
     listening: bool
     proof: Proof
+    nonce: Secret
 
 
 class OpenReply(Message, frozen=True):
-    """The other side's proof."""
+    """The acceptor's proof over the dialler's nonce and its own."""
+
+    proof: Proof
+    nonce: Secret
+
+
+class Confirm(Message, frozen=True):
+    """The dialler's proof over both nonces: its OPEN is not a recorded one."""
 
     proof: Proof
 
@@ -414,6 +427,7 @@ REQUESTS: dict[Command, type[Message]] = {
     Command.RENEW: Renew,
     Command.QUERY: Query,
     Command.PROVE: Prove,
+    Command.CONFIRM: Confirm,
     Command.PROBE: Probe,
 }
 

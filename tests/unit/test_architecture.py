@@ -92,7 +92,8 @@ RULES = Rules(
         "gcbpatch.sockets.*": (
             "gcbpatch.agent.broker",
             "gcbpatch.agent.gateway",
-            "gcbpatch.agent.dial",
+            "gcbpatch.agent.race",
+            "gcbpatch.agent.answer",
             "gcbpatch.agent.paths",
         )
     },
@@ -120,10 +121,10 @@ def judge(root: Path, files: dict[str, str]) -> list[str]:
 FORBIDDEN: dict[str, tuple[dict[str, str], str]] = {
     "sockets import another room of the agent": (
         {
-            "gcbpatch/sockets/connector": "from gcbpatch.agent import dial",
-            "gcbpatch/agent/dial": "",
+            "gcbpatch/sockets/connector": "from gcbpatch.agent import race",
+            "gcbpatch/agent/race": "",
         },
-        "imports gcbpatch.agent.dial, which gcbpatch.sockets.* may not",
+        "imports gcbpatch.agent.race, which gcbpatch.sockets.* may not",
     ),
     "sockets reach another room of the agent through the door": (
         {
@@ -139,10 +140,10 @@ FORBIDDEN: dict[str, tuple[dict[str, str], str]] = {
     ),
     "the agent imports sockets": (
         {
-            "gcbpatch/agent/dial": "def f():\n    from gcbpatch.sockets import raw",
+            "gcbpatch/agent/race": "def f():\n    from gcbpatch.sockets import raw",
             "gcbpatch/sockets/raw": "",
         },
-        "gcbpatch.agent.dial:2 imports gcbpatch.sockets.raw",
+        "gcbpatch.agent.race:2 imports gcbpatch.sockets.raw",
     ),
     "a circle": (
         {

@@ -177,13 +177,23 @@ def test_a_claim_depends_on_all_that_it_is_for() -> None:
     assert {len(claim) for claim in claims} == {16}
 
 
-LABELS = ("join listener", "join connector", "open dialler", "open acceptor", "management")
+LABELS = (
+    "join listener", "join connector", "open dialler", "open acceptor", "open confirmed",
+    "management",
+)
 
 
 def test_a_proof_holds_for_its_secret_label_and_name_only() -> None:
     every = list(itertools.product((SECRET[:16], bytes(16)), LABELS, (b"name one", b"name two")))
     for one, other in itertools.product(every, every):
         assert auth.check_proof(*other, auth.proof(*one)) is (one == other)
+
+
+def test_a_proof_over_nonces_holds_for_them_in_their_order_only() -> None:
+    every = [(), (b"mine",), (b"theirs",), (b"mine", b"theirs"), (b"theirs", b"mine")]
+    for one, other in itertools.product(every, every):
+        given = auth.proof(SECRET, "open acceptor", b"name", *one)
+        assert auth.check_proof(SECRET, "open acceptor", b"name", given, *other) is (one == other)
 
 
 def test_parts_do_not_run_into_each_other() -> None:

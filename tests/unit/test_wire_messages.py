@@ -74,6 +74,7 @@ def sized() -> list[tuple[Command, Kind, str, int, int]]:
         if name in SIZED
     ]
     found += [(Command.REGISTER, Q, "nonce", 8, 8), (Command.CALL, Q, "nonce", 8, 8)]
+    found += [(Command.OPEN, Q, "nonce", 16, 16), (Command.OPEN, R, "nonce", 16, 16)]
     return [*found, (Command.FORWARD, Q, "nonce", 16, 16)]
 
 
@@ -298,8 +299,9 @@ def test_an_endpoint_is_a_socket_address_and_back() -> None:
 def test_commands_of_gcb_and_dpf_have_their_own_ranges() -> None:
     gcb = {Command.HELLO, Command.REGISTER, Command.REFRESH, Command.UNREGISTER, Command.CONNECT}
     gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW, Command.PROBE}
+    gcb |= {Command.CONFIRM}
     for command in Command:
-        assert command in ((*range(1, 16), *range(50, 60)) if command in gcb else range(16, 32))
+        assert command in ((*range(1, 16), *range(45, 60)) if command in gcb else range(16, 32))
 
 
 def test_paths_are_read_as_kinds() -> None:

@@ -91,8 +91,8 @@ def test_no_request_and_no_reply_lacks_an_example() -> None:
     assert set(REQUESTS) == set(Command)
 
 
-def test_the_only_command_without_a_reply_is_go() -> None:
-    assert set(REQUESTS) - set(REPLIES) == {Command.GO}
+def test_the_only_commands_without_a_reply_are_confirm_and_go() -> None:
+    assert set(REQUESTS) - set(REPLIES) == {Command.CONFIRM, Command.GO}
 
 
 def test_names_are_given_once() -> None:
@@ -135,15 +135,15 @@ def test_the_claim() -> None:
 @pytest.mark.parametrize("name", [name for name in VALUES if name.startswith("proof")])
 def test_a_proof(name: str) -> None:
     block = VALUES[name]
-    secret, label, what = block.given.values()
-    assert auth.proof(secret, label, what) == block.data
-    assert derived(secret, label.encode(), what)[:16] == block.data
+    secret, label, *what = block.given.values()
+    assert auth.proof(secret, label, *what) == block.data
+    assert derived(secret, label.encode(), *what)[:16] == block.data
 
 
 def test_every_value_is_used_by_a_test() -> None:
     others = {name for name in VALUES if not name.startswith("proof")}
     assert others == {"key id", "cookie", "claim"}
-    assert len(VALUES) - len(others) == 5
+    assert len(VALUES) - len(others) == 6
 
 
 @pytest.mark.parametrize(
@@ -152,6 +152,7 @@ def test_every_value_is_used_by_a_test() -> None:
         ("JOIN request", "proof of a joining listener"),
         ("OPEN request", "proof of who opens"),
         ("OPEN reply", "proof of who is opened"),
+        ("CONFIRM request", "proof of who confirms"),
         ("PROVE reply", "proof of a management socket"),
     ],
 )
