@@ -22,6 +22,7 @@ from .daemon import Daemon
 @click.option("--token-file", metavar="FILE", help="Tokens, one 'name token' a line.")
 @click.option("--key-file", metavar="FILE", help="Key of the claims to proxy addresses.")
 @click.option("--lifetime", type=int, metavar="SECONDS", help="Longest without heartbeat [30].")
+@click.option("--workers", type=int, metavar="N", help="Processes that relay [1].")
 @click.option("--log", metavar="LEVEL", help="DEBUG, INFO, WARNING [WARNING] or ERROR.")
 def brokerd(config: str | None, **flags: Any) -> None:
     """Broker TCP connections for programs behind NATs and firewalls.

@@ -29,7 +29,10 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class BrokerConfig:
-    """``address`` is the host of all proxy addresses; ``lifetime`` (seconds) the longest."""
+    """``address`` is the host of all proxy addresses; ``lifetime`` (seconds) the longest.
+
+    ``workers`` is the number of processes that pump bytes; with 1 the broker does it itself.
+    """
 
     address: str = ""
     port: int = BROKER_PORT
@@ -37,6 +40,7 @@ class BrokerConfig:
     token_file: str = ""
     key_file: str = ""
     lifetime: int = 30
+    workers: int = 1
     log: str = "WARNING"
     limits: Bounds = field(default_factory=Bounds)
 
@@ -137,6 +141,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "token_file": _path,
     "key_file": _path,
     "lifetime": _number(1, 86400),
+    "workers": _number(1, 256),
     "log": _level,
     "limits": _limits,
 }

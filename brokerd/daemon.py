@@ -22,6 +22,7 @@ from gcbpatch.addresses import format_address, is_private
 from gcbpatch.errors import ConfigError
 
 from .config import BrokerConfig, read_or_make_key
+from .crew import Crew
 from .dispatch import Dispatcher, Identity
 from .limits import Limits
 from .proxies import Proxies, is_local
@@ -34,6 +35,8 @@ log = logging.getLogger("brokerd")
 
 TICK = 0.25
 """Seconds between looks at what is over: lifetimes, rendezvous, CALLs to send again."""
+
+START_PATIENCE = 30.0
 
 
 class Daemon:
@@ -52,7 +55,10 @@ class Daemon:
         complainer = Complainer()
         now = time.monotonic()
         self._limits = Limits(config.limits)
-        self._pump = Pump(self._loop)
+        self._crew: Crew | None = None
+        self._proxies: Proxies | Crew
+        self._pump: Pump | Crew
+        self._make_hands(config)
         self._relays = Relays(self._loop, self._pump, self._limits)
         self._datagrams = Datagrams(self._loop, udp, complainer)
         # Under a key that nobody has seen yet there are no claims to wait for.
@@ -64,24 +70,48 @@ class Daemon:
         self._dispatcher = Dispatcher(
             identity, keyring, self._limits, registry, self._relays, self._datagrams.ask
         )
-        self._proxies = Proxies(self._loop, _proxy_host(config.address), self._accepted)
         self._dispatcher.proxies = self._proxies
         self._door = Door(self._loop, tcp, self._dispatcher, self._relays, complainer)
         self._watchers: list[Any] = []
 
-    def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+    def _make_hands(self, config: BrokerConfig) -> None:
+        """What holds proxy sockets and pumps: here, or in workers."""
         _more_descriptors()
+        host = _proxy_host(config.address)
+        if config.workers > 1:
+            self._crew = Crew(
+                self._loop, host, config.workers, self._accepted,
+                lambda port: self._dispatcher.proxy_lost(port),
+            )
+            self._proxies = self._pump = self._crew
+        else:
+            self._proxies = Proxies(self._loop, host, self._accepted)
+            self._pump = Pump(self._loop)
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT. Raises ConfigError if no workers can be had."""
         self._datagrams.start(self._dispatcher)
         self._watch(self._loop.timer(TICK, TICK), self._tick)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._watch(self._loop.signal(number), self._stop.set)
         self._watch(self._loop.signal(signal.SIGHUP), self._reload)
+        self._wait_for_workers()
+        if self._stop.is_set():
+            self._close()
+            return
         self._say_what_matters()
         where = format_address((self._config.address, self._port))
         print(f"brokerd ready on {where}", flush=True)
         self._stop.wait()
         self._close()
+
+    def _wait_for_workers(self) -> None:
+        if self._crew is None:
+            return
+        gevent.wait([self._crew.ready, self._stop], timeout=START_PATIENCE, count=1)
+        if not self._crew.is_whole and not self._stop.is_set():
+            self._close()
+            raise ConfigError("--workers: they do not start; fewer, or more memory, would be right")
 
     def _watch(self, watcher: Any, callback: Callable[[], Any]) -> None:
         watcher.start(callback)
@@ -96,6 +126,8 @@ class Daemon:
         self._relays.expire(now)
         self._door.tick(now)
         self._dispatcher.expire(now)
+        if self._crew is not None:
+            self._crew.tick(now)
 
     def _reload(self) -> None:
         """Read tokens, limits and the log level anew; what is wrong leaves all as it was."""
@@ -108,6 +140,8 @@ class Daemon:
         self._dispatcher.keyring = keyring
         self._limits.bounds = config.limits
         logging.getLogger().setLevel(config.log)
+        if self._crew is not None:
+            self._crew.level(config.log)
         log.warning("tokens, limits and log level reread; other settings need a restart")
 
     def _say_what_matters(self) -> None:
@@ -125,7 +159,8 @@ class Daemon:
         self._proxies.close()
         self._relays.close()
         self._dispatcher.probes.close()
-        self._pump.close()
+        if self._pump is not self._proxies:
+            self._pump.close()
         self._datagrams.close()
 
 

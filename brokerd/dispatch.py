@@ -46,7 +46,7 @@ from gcbpatch.wire.replay import Answers
 from .arrange import Side, arrange
 from .limits import Held, Limits
 from .probes import Probes
-from .proxies import Proxies
+from .proxies import ProxySockets
 from .pump import reset
 from .registry import Listener, Refusal, Registry, Sender
 from .relay import Relays, Rendezvous
@@ -102,8 +102,8 @@ class Dispatcher:
         self._relays = relays
         self._ask = ask
         self._answers = Answers()
-        self.proxies: Proxies | None = None
         self.probes = Probes()
+        self.proxies: ProxySockets | None = None
         self._commands: dict[int, Callable[..., Message]] = {
             Command.REGISTER: self._register,
             Command.REFRESH: self._refresh,
@@ -255,6 +255,14 @@ class Dispatcher:
             reset(sock)
             return
         self._call(listener, rendezvous, peer, False, RELAY_ONLY, now)
+
+    def proxy_lost(self, port: int) -> None:
+        """A proxy socket is gone for good: its listener learns it at its next heartbeat."""
+        listener = self._registry.at(TCP, (self._identity.host, port))
+        if listener is not None:
+            log.error("the proxy socket at %s:%d is lost", *listener.proxy)
+            self._registry.unregister(listener.client, listener.id, listener.sender)
+            self._close_proxy(listener)
 
     def expire(self, now: float) -> None:
         """Forget the listeners whose lifetime is over."""

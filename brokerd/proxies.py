@@ -10,7 +10,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from gcbpatch.addresses import Address
 
@@ -80,6 +80,11 @@ def listening_socket(host: str, port: int) -> socket.socket:
     return sock
 
 
+def is_taken(error: OSError) -> bool:
+    """Return whether a bind failed since the port is in use or not for this user."""
+    return error.errno in _TAKEN
+
+
 def is_local(host: str) -> bool:
     """Return whether this machine has the address ``host``."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
@@ -88,6 +93,16 @@ def is_local(host: str) -> bool:
         except OSError:
             return False
     return True
+
+
+class ProxySockets(Protocol):
+    """Whatever holds proxy sockets: Proxies, or the workers."""
+
+    def open(self, port: int) -> bool:
+        """As Proxies.open."""
+
+    def shut(self, port: int) -> None:
+        """As Proxies.shut."""
 
 
 class Proxies:
@@ -113,7 +128,7 @@ class Proxies:
         try:
             sock = listening_socket(self._host, port)
         except OSError as error:
-            if error.errno in _TAKEN:
+            if is_taken(error):
                 return False
             raise
         self._acceptors[port] = Acceptor(

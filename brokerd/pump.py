@@ -19,7 +19,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 COPY_SIZE = 32 * 1024
 SPLICE_SIZE = 1024 * 1024
@@ -328,6 +328,15 @@ class Pair:
             self._patience.close()
         self._pump.forget(self)
         self._on_end()
+
+
+class Joiner(Protocol):
+    """Whatever joins connections: Pump, or the workers' pumps."""
+
+    def join(
+        self, one: socket.socket, other: socket.socket, on_end: Callable[[], None]
+    ) -> None:
+        """As Pump.join."""
 
 
 class Pump:

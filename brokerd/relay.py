@@ -25,7 +25,7 @@ from gcbpatch.wire.codec import Frame
 from gcbpatch.wire.messages import Join
 
 from .limits import Held, Limits
-from .pump import Pump, reset
+from .pump import Joiner, reset
 from .registry import Refusal
 
 JOIN_LIMIT = 20.0
@@ -139,7 +139,7 @@ class Vanishing:
 class Relays:
     """All rendezvous that wait, and the way from there to the pump."""
 
-    def __init__(self, loop: Any, pump: Pump, limits: Limits) -> None:
+    def __init__(self, loop: Any, pump: Joiner, limits: Limits) -> None:
         self._pump = pump
         self._limits = limits
         self._waiting: dict[bytes, Rendezvous] = {}

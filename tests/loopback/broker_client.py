@@ -56,13 +56,20 @@ def loopback_host() -> str:
 class Broker:
     """brokerd in a subprocess, ready when the constructor returns."""
 
-    def __init__(self, directory: Path, *flags: str, host: str = "", port: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *flags: str,
+        host: str = "",
+        port: int = 0,
+        prefix: tuple[str, ...] = (),
+    ) -> None:
         self.host = host or loopback_host()
         self.directory = directory
         key_file = ["--key-file", str(directory / "claims.key")]
         self._errors = (directory / "stderr").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "brokerd", "--address", self.host, "--port", str(port),
+            [*prefix, sys.executable, "-m", "brokerd", "--address", self.host, "--port", str(port),
              *key_file, *flags],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -55,7 +55,8 @@ ARROWS |= storeys(
     "server",
     "dispatch",
     "relay",
-    "proxies probes pump datagrams",
+    "crew worker",
+    "channel proxies probes pump datagrams",
     "config metrics limits",
     "registry arrange",
 )
