@@ -23,6 +23,7 @@ from gcbpatch.errors import ConfigError
 
 from .config import BrokerConfig, read_or_make_key
 from .crew import Crew
+from .datagrams import RECEIVE_BUFFER, DatagramProxies
 from .dispatch import Dispatcher, Identity
 from .limits import Limits
 from .proxies import Proxies, is_local
@@ -30,6 +31,7 @@ from .pump import Pump
 from .registry import Ports, Registry
 from .relay import Relays
 from .server import Complainer, Datagrams, Door, command_sockets
+from .splitting import relay_socket
 
 log = logging.getLogger("brokerd")
 
@@ -48,7 +50,7 @@ class Daemon:
         self._reread = reread
         keyring = config.keyring()
         claim_secret, first_start = read_or_make_key(config.key_file)
-        udp, tcp = _command_sockets(config)
+        udp, relay, tcp = _command_sockets(config)
         self._port: int = tcp.getsockname()[1]
         self._loop: Any = gevent.get_hub().loop
         self._stop = Event()
@@ -71,6 +73,10 @@ class Daemon:
             identity, keyring, self._limits, registry, self._relays, self._datagrams.ask
         )
         self._dispatcher.proxies = self._proxies
+        self._relayed = DatagramProxies(
+            self._loop, relay, config.address, _proxy_host(config.address)
+        )
+        self._dispatcher.datagrams = self._relayed
         self._door = Door(self._loop, tcp, self._dispatcher, self._relays, complainer)
         self._watchers: list[Any] = []
 
@@ -128,6 +134,7 @@ class Daemon:
         self._dispatcher.expire(now)
         if self._crew is not None:
             self._crew.tick(now)
+        self._relayed.tick(now)
 
     def _reload(self) -> None:
         """Read tokens, limits and the log level anew; what is wrong leaves all as it was."""
@@ -157,6 +164,7 @@ class Daemon:
             watcher.close()
         self._door.close()
         self._proxies.close()
+        self._relayed.close()
         self._relays.close()
         self._dispatcher.probes.close()
         if self._pump is not self._proxies:
@@ -170,7 +178,8 @@ def _say(text: str) -> None:
 
 def _command_sockets(config: BrokerConfig) -> Any:
     try:
-        return command_sockets(config.port)
+        udp, tcp = command_sockets(config.port)
+        return udp, relay_socket(udp, RECEIVE_BUFFER), tcp
     except OSError as error:
         raise ConfigError(
             f"--port: {config.port} cannot be had: {error.strerror}; a free port would be right"

@@ -23,11 +23,14 @@ from gcbpatch.wire.auth import Key, Keyring
 from gcbpatch.wire.codec import Frame, Kind, message_of
 from gcbpatch.wire.messages import (
     TCP,
+    UDP,
     Call,
     Command,
     Connect,
     ConnectReply,
     Endpoint,
+    Flow,
+    FlowReply,
     HelloReply,
     Message,
     Nothing,
@@ -44,6 +47,7 @@ from gcbpatch.wire.messages import (
 from gcbpatch.wire.replay import Answers
 
 from .arrange import Side, arrange
+from .datagrams import DatagramProxies
 from .limits import Held, Limits
 from .probes import Probes
 from .proxies import ProxySockets
@@ -104,18 +108,24 @@ class Dispatcher:
         self._answers = Answers()
         self.probes = Probes()
         self.proxies: ProxySockets | None = None
+        self.datagrams: DatagramProxies | None = None
         self._commands: dict[int, Callable[..., Message]] = {
             Command.REGISTER: self._register,
             Command.REFRESH: self._refresh,
             Command.UNREGISTER: self._unregister,
             Command.CONNECT: self._connect,
             Command.PROBE: self._probe,
+            Command.FLOW: self._flow,
         }
 
     # --- datagrams
 
-    def answer(self, frame: Frame, address: Address, via: str, now: float) -> bytes | None:
+    def answer(
+        self, frame: Frame, address: Address, via: str, now: float, by_port: bool = False
+    ) -> bytes | None:
         """Return the answer to a request; None if it is being carried out already.
+
+        ``by_port`` tells that it comes from a program's own UDP port.
 
         Raises RemoteProtocolError for what is not allowed at all: to be answered with a
         bare status, and logged.
@@ -126,7 +136,7 @@ class Dispatcher:
         kept = self._answers.again(address, frame.transaction)
         if kept is not None:
             return kept
-        message = self._decode(frame)
+        message = self._decode(frame, by_port)
         if not auth.check_cookie(self._identity.cookie_secret, address, now, message.cookie):
             return auth.reply_to(frame, None, Status.STALE_EPOCH)
         if not self._answers.begin(address, frame.transaction, now):
@@ -135,8 +145,8 @@ class Dispatcher:
         self._answers.keep(address, frame.transaction, reply)
         return reply
 
-    def _decode(self, frame: Frame) -> Any:
-        if frame.command not in self._commands:
+    def _decode(self, frame: Frame, by_port: bool) -> Any:
+        if frame.command not in self._commands or by_port is not (frame.command == Command.FLOW):
             raise RemoteProtocolError(
                 Status.UNSUPPORTED, f"command {frame.command} is not taken as a datagram here"
             )
@@ -175,12 +185,13 @@ class Dispatcher:
         return reply
 
     def _register(self, asked: Register, sender: Sender, now: float) -> RegisterReply:
-        if asked.protocol != TCP:
+        if asked.protocol not in (TCP, UDP):
             raise Refusal(Status.UNSUPPORTED, f"protocol {asked.protocol} is not brokered here")
         dice = int.from_bytes(os.urandom(4), "big")
         try:
             listener = self._registry.register(
-                asked, sender, now, dice, lambda port: self._open_proxy(port, sender.key)
+                asked, sender, now, dice,
+                lambda port: self._open_proxy(asked.protocol, port, sender.key),
             )
         except OSError as error:
             raise Refusal(
@@ -188,16 +199,23 @@ class Dispatcher:
             ) from error
         log.info("registered %s:%d for %s:%d", *listener.proxy, *sender.address)
         return RegisterReply(
-            Endpoint.of(listener.proxy), self._registry.claim_of(listener), listener.lifetime
+            Endpoint.of(listener.proxy),
+            self._registry.claim_of(listener),
+            listener.lifetime,
+            self._identity.port if listener.protocol == UDP else 0,
         )
 
-    def _open_proxy(self, port: int, key: Key | None) -> bool:
-        assert self.proxies is not None
+    def _open_proxy(self, protocol: int, port: int, key: Key | None) -> bool:
         self._limits.check(Held.PROXIES, key)
-        if not self.proxies.open(port):
+        if not self._proxies_of(protocol).open(port):
             return False
         self._limits.take(Held.PROXIES, key)
         return True
+
+    def _proxies_of(self, protocol: int) -> ProxySockets | DatagramProxies:
+        proxies = self.proxies if protocol == TCP else self.datagrams
+        assert proxies is not None
+        return proxies
 
     def _refresh(self, asked: Refresh, sender: Sender, now: float) -> RefreshReply:
         lifetime, lost = self._registry.refresh(asked, sender, now)
@@ -217,7 +235,7 @@ class Dispatcher:
 
     def _connect(self, asked: Connect, sender: Sender, now: float) -> ConnectReply:
         listener = self._registry.at(asked.protocol, asked.target.address)
-        if listener is None:
+        if listener is None or listener.protocol != TCP:
             raise Refusal(Status.UNKNOWN, "no such proxy address here")
         connecting = Side(sender.address, tuple(asked.local), asked.network)
         listening = Side(listener.sender.address, listener.local, listener.network)
@@ -237,6 +255,27 @@ class Dispatcher:
         except OSError as error:
             raise Refusal(Status.NO_RESOURCES, f"no probe: {error.strerror}") from error
         return ProbeReply(Endpoint.of(source), Endpoint.of(target))
+
+    def _flow(self, asked: Flow, sender: Sender, now: float) -> FlowReply:
+        assert self.datagrams is not None
+        listener = self._registry.find(asked.client, asked.listener, sender)
+        if listener.protocol != UDP:
+            raise Refusal(Status.UNKNOWN, "this listener has no datagrams")
+        if self.datagrams.is_ours(sender.address):
+            raise Refusal(Status.NOT_AUTHORIZED, "no program has a proxy address for its port")
+        self.datagrams.flow(
+            listener.proxy[1],
+            sender.address,
+            sender.via,
+            self._limits.meter(sender.key),
+            now + listener.lifetime,
+        )
+        return FlowReply(
+            self._identity.epoch,
+            auth.cookie(self._identity.cookie_secret, sender.address, now),
+            Endpoint.of(sender.address),
+            listener.lifetime,
+        )
 
     # --- what happens without a command
 
@@ -273,8 +312,7 @@ class Dispatcher:
         self.probes.expire(now)
 
     def _close_proxy(self, listener: Listener) -> None:
-        assert self.proxies is not None
-        self.proxies.shut(listener.proxy[1])
+        self._proxies_of(listener.protocol).shut(listener.proxy[1])
         self._limits.give(Held.PROXIES, listener.sender.key)
 
     def _call(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cachetools import LRUCache
@@ -29,16 +30,23 @@ class Held(enum.Enum):
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most of everything, for all and for one token; commands are a second."""
+    """The most of everything, for all and for one token.
+
+    Commands are a second, and so are datagrams and kilobytes, which are what is relayed of UDP.
+    """
 
     proxies: int = 16384
     relays: int = 8192
     half_open: int = 4096
     commands: int = 50000
+    datagrams: int = 200000
+    kilobytes: int = 1000000
     token_proxies: int = 8192
     token_relays: int = 8192
     token_half_open: int = 2048
     token_commands: int = 20000
+    token_datagrams: int = 100000
+    token_kilobytes: int = 500000
 
     def of(self, what: str, one_token: bool) -> int:
         """Return a bound by its name."""
@@ -63,6 +71,45 @@ class Bucket:
         return True
 
 
+class Meter:
+    """How fast datagrams may be relayed, for one token or, without one ``above``, for all.
+
+    It holds one second's worth. Asked first and told of the size afterwards: what was one too
+    many is paid back before the next.
+    """
+
+    __slots__ = ("_above", "_datagrams", "_filled", "_octets", "_rates")
+
+    def __init__(self, rates: Callable[[], tuple[int, int]], above: Meter | None = None) -> None:
+        """``rates`` are datagrams and octets a second, and may change at any time."""
+        self._rates = rates
+        self._above = above
+        self._datagrams, self._octets = map(float, rates())
+        self._filled = 0.0
+
+    def has_room(self, now: float) -> bool:
+        """Return whether one more may be relayed."""
+        if self._datagrams <= 0 or self._octets <= 0:
+            self._fill(now)
+            if self._datagrams <= 0 or self._octets <= 0:
+                return False
+        return self._above is None or self._above.has_room(now)
+
+    def spend(self, octets: int) -> None:
+        """Count one datagram that is relayed."""
+        self._datagrams -= 1
+        self._octets -= octets
+        if self._above is not None:
+            self._above.spend(octets)
+
+    def _fill(self, now: float) -> None:
+        datagrams, octets = self._rates()
+        seconds = now - self._filled
+        self._datagrams = min(float(datagrams), self._datagrams + seconds * datagrams)
+        self._octets = min(float(octets), self._octets + seconds * octets)
+        self._filled = now
+
+
 class Limits:
     """What is held, by whom, against the bounds; the bounds may change at any time."""
 
@@ -71,6 +118,7 @@ class Limits:
         self._all: Counter[Held] = Counter()
         self._tokens: Counter[tuple[Held, int]] = Counter()
         self._buckets: dict[int, Bucket] = {}
+        self._meters: dict[int, Meter] = {}
 
     def check(self, what: Held, key: Key | None) -> None:
         """Raise Refusal if one more cannot be had: QUOTA_EXCEEDED or NO_RESOURCES."""
@@ -104,6 +152,18 @@ class Limits:
             raise Refusal(Status.QUOTA_EXCEEDED, f"token {key.name} sends commands too fast")
         if not self._draw(0, now, self.bounds.commands):
             raise Refusal(Status.NO_RESOURCES, "commands come too fast")
+
+    def meter(self, key: Key | None) -> Meter:
+        """Return what counts the datagrams that are relayed for a token, and for all."""
+        if 0 not in self._meters:
+            self._meters[0] = Meter(lambda: self._rates(False))
+        if key and key.key_id not in self._meters:
+            self._meters[key.key_id] = Meter(lambda: self._rates(True), self._meters[0])
+        return self._meters[key.key_id if key else 0]
+
+    def _rates(self, one_token: bool) -> tuple[int, int]:
+        of = self.bounds.of
+        return of("datagrams", one_token), 1000 * of("kilobytes", one_token)
 
     def _draw(self, who: int, now: float, rate: int) -> bool:
         bucket = self._buckets.get(who)

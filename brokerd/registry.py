@@ -166,10 +166,18 @@ class Registry:
 
         Raises Refusal: UNKNOWN, or NOT_AUTHORIZED if it is another token's.
         """
+        listener = self.find(client, id_, sender)
+        self._remove(listener)
+        return listener
+
+    def find(self, client: bytes, id_: bytes, sender: Sender) -> Listener:
+        """Return a listener of the sender's.
+
+        Raises Refusal: UNKNOWN, or NOT_AUTHORIZED if it is another token's.
+        """
         listener = self._own((client, id_), sender)
         if listener is None:
             raise Refusal(Status.UNKNOWN, "no such listener is registered here")
-        self._remove(listener)
         return listener
 
     def at(self, protocol: int, proxy: Address) -> Listener | None:

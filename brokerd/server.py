@@ -31,6 +31,7 @@ from gcbpatch.wire.codec import (
     parse,
     status_of,
 )
+from gcbpatch.wire.datagrams import MAGIC_SIZE
 from gcbpatch.wire.messages import Command, Join
 from gcbpatch.wire.session import FrameReader
 from gcbpatch.wire.transaction import FIRST_INTERVAL, Requester
@@ -161,18 +162,21 @@ class Datagrams:
             self._received(data, peer, _destination(ancillary), now)
 
     def _received(self, data: bytes, peer: Address, via: str, now: float) -> None:
+        magic = _magic_of(data)
+        if magic:
+            data = data[MAGIC_SIZE:]
         try:
             frame = parse(data)
             if frame.kind is Kind.REPLY:
                 self._answered(frame, peer)
                 return
             assert self.dispatcher is not None
-            reply = self.dispatcher.answer(frame, peer, via, now)
+            reply = self.dispatcher.answer(frame, peer, via, now, by_port=bool(magic))
         except RemoteProtocolError as error:
             self._complainer.complain(peer, error)
             reply = bare_status(data, error.status)
         if reply is not None:
-            self._send(reply, peer, via)
+            self._send(magic + reply, peer, via)
 
     def _answered(self, frame: Frame, peer: Address) -> None:
         """An answer came; one that nobody waits for, or from elsewhere, is passed over."""
@@ -191,6 +195,12 @@ class Datagrams:
         except OSError as error:
             # As if lost on the way: whoever asked, asks again.
             log.debug("cannot send to %s: %s", format_address(address), error.strerror)
+
+
+def _magic_of(data: bytes) -> bytes:
+    """Return what stands before a frame that comes from a program's port, or nothing."""
+    beside = data[MAGIC_SIZE : MAGIC_SIZE + len(MAGIC)] == MAGIC
+    return data[:MAGIC_SIZE] if beside and not data.startswith(MAGIC) else b""
 
 
 def _destination(ancillary: list[tuple[int, int, bytes]]) -> str:

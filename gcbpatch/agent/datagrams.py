@@ -22,6 +22,7 @@ from ..errors import RefusedError, RemoteProtocolError, Status
 from ..routes import Way
 from ..wire import auth
 from ..wire.codec import MAX_DATAGRAM
+from ..wire.datagrams import MAGIC_SIZE
 from ..wire.messages import UDP, Call, Command, Flow, FlowReply, HelloReply
 from . import sockdiag
 from .broker import Broker
@@ -34,7 +35,6 @@ from .tasks import Tasks
 
 log = logging.getLogger("gcbpatch.agent")
 
-MAGIC_SIZE = 8
 REFUSED_SECONDS = 60.0
 """How long a broker without a UDP relay is not asked again."""
 FAILURES = (Unreachable, RefusedError, RemoteProtocolError)

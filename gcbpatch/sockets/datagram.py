@@ -161,7 +161,12 @@ class Datagram(Raw):
                 if peer is not None:
                     return Got(size, HEADER_4, None, extra, told, peer)
             else:
-                joined = flow.join(_gather(vectors, size), bool(flags & _PEEK))
+                data = _gather(vectors, size)
+                if flow.is_refusal(data):
+                    if flags & _PEEK:
+                        _base.recvfrom(self, 0)  # an error is told once
+                    raise _refused()
+                joined = flow.join(data, bool(flags & _PEEK))
                 if joined is not None:
                     return Got(len(joined[0]), 0, joined[0], extra, told, joined[1])
             if flags & _PEEK:
@@ -220,6 +225,8 @@ class Datagram(Raw):
 
     def _send(self, header: bytes, payload: list[memoryview], ancillary: Any, flags: int) -> int:
         flow: Flow = self._state
+        if flow.peer_header is not None:
+            self._tell_of_refusal(flow)
         size = sum(view.nbytes for view in payload)
         if size + len(header) <= MOST_PAYLOAD:
             return _sendmsg(self, [header, *payload], ancillary, flags, flow.relay) - len(header)
@@ -230,6 +237,16 @@ class Datagram(Raw):
         _sendmsg(self, [first, data[: size // 2]], ancillary, flags, flow.relay)
         _sendmsg(self, [second, data[size // 2 :]], ancillary, flags, flow.relay)
         return size
+
+    def _tell_of_refusal(self, flow: Flow) -> None:
+        """Raise if the peer that the socket is connected to has refused what was sent before."""
+        try:
+            head, source = _base.recvfrom(self, HEADER_4, _PEEK)
+        except OSError:
+            return  # there is nothing, or it is for the call to tell
+        if source == flow.relay and flow.is_refusal(head):
+            _base.recvfrom(self, 0)
+            raise _refused()
 
     # --- names
 
@@ -264,6 +281,10 @@ class Datagram(Raw):
         if not error:
             flow.connect(self, address if by_relay else None)
         return error
+
+
+def _refused() -> OSError:
+    return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
 def _is_named(address: Any) -> bool:

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..addresses import Address, pack_host, unpack_host
+from ..wire.datagrams import REFUSED_4
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _SO_ATTACH_FILTER = 26
@@ -31,8 +32,9 @@ _FPROG = struct.Struct("HP")
 Instruction = tuple[int, int, int, int]
 """Code, jump if true, jump if false, constant."""
 
-# Load a constant, the length, a word, a half; jump if equal, if greater or equal; return.
-_IMM, _LEN, _WORD, _HALF, _EQUAL, _LEAST, _RETURN = 0x00, 0x80, 0x20, 0x28, 0x15, 0x35, 0x06
+# Load a constant, the length, a word, a half, an octet; jump if equal, if at least; return.
+_IMM, _LEN, _WORD, _HALF, _OCTET = 0x00, 0x80, 0x20, 0x28, 0x30
+_EQUAL, _LEAST, _RETURN = 0x15, 0x35, 0x06
 _EVERYTHING = 0xFFFFFFFF
 _UDP_HEADER = 8
 _SOURCE_HOST = 0xFFF00000 + 12
@@ -63,7 +65,7 @@ def attach(sock: _socket.socket, label: Label) -> None:
     for address in (label.public, label.relay, label.peer):
         words += _words_of(address)
     carried: list[Instruction] = [(_IMM, 0, 0, word) for word in words]
-    rule = _only(label) if label.peer else _without(label.magic)
+    rule = _only(label) if label.peer else _without(label)
     _set(sock, _SO_ATTACH_FILTER, [*carried, *rule])
 
 
@@ -144,8 +146,28 @@ def _matching(magic: bytes, at: int, yes: int, no: int) -> list[Instruction]:
     ]
 
 
-def _without(magic: bytes) -> list[Instruction]:
-    return _matching(magic, _UDP_HEADER, yes=0, no=_EVERYTHING)
+def _without(label: Label) -> list[Instruction]:
+    """Everything but what the sibling takes, and the relay's word that a peer refused.
+
+    The kernel tells an unconnected socket nothing of refusals, either.
+    """
+    first, second = _MAGIC.unpack(label.magic)
+    return [
+        (_LEN, 0, 0, 0),
+        (_LEAST, 0, 10, _UDP_HEADER + 8),
+        (_WORD, 0, 0, _UDP_HEADER),
+        (_EQUAL, 0, 2, first),
+        (_WORD, 0, 0, _UDP_HEADER + 4),
+        (_EQUAL, 7, 0, second),
+        (_OCTET, 0, 0, _UDP_HEADER),
+        (_EQUAL, 0, 4, REFUSED_4),
+        (_WORD, 0, 0, _SOURCE_HOST),
+        (_EQUAL, 0, 2, _host_word(label.relay)),
+        (_HALF, 0, 0, 0),
+        (_EQUAL, 1, 0, label.relay[1]),
+        (_RETURN, 0, 0, _EVERYTHING),
+        (_RETURN, 0, 0, 0),
+    ]
 
 
 def _only(label: Label) -> list[Instruction]:

@@ -81,6 +81,7 @@ class Flow:
         self._number = 0
         self.peer_header = datagrams.whole(label.peer) if label.peer else None
         """Of the peer that the socket is connected to through the relay."""
+        self.peer_refusal = datagrams.refused(label.peer) if label.peer else None
 
     def release(self) -> None:
         """Nothing is held: the sibling is the agent's."""
@@ -140,6 +141,10 @@ class Flow:
         joined = self.parts.join(header, payload, time.monotonic(), peeked)
         return None if joined is None else (joined, header.peer)
 
+    def is_refusal(self, data: bytes) -> bool:
+        """Return whether the relay tells that the peer of this connected socket takes nothing."""
+        return self.peer_refusal is not None and data == self.peer_refusal
+
     def next_parts(self, header: bytes) -> tuple[bytes, bytes]:
         """Return the headers of the two parts of the next datagram that needs them."""
         self._number += 1
@@ -158,3 +163,4 @@ class Flow:
         if peer != self.label.peer:
             self.label = demux.connected(sock, self.label, peer)
         self.peer_header = datagrams.whole(peer) if peer else None
+        self.peer_refusal = datagrams.refused(peer) if peer else None

@@ -16,6 +16,7 @@ from typing import Any
 
 from ..addresses import Address, is_multicast
 from ..agent import door
+from ..wire import datagrams
 from ..wire.messages import Endpoint
 from . import demux
 from .datagram import Datagram
@@ -105,7 +106,7 @@ class Ports:
         elif answer.relay is None:
             self._name(link, sock, answer.public.address)
         else:
-            magic = bytes([os.urandom(1)[0] & 0x7F]) + os.urandom(7)
+            magic = datagrams.magic_of(os.urandom(datagrams.MAGIC_SIZE))
             label = Label(magic, listener, answer.public.address, answer.relay.address)
             self._relay(link, sock, label, frozenset(answer.hosts))
 

@@ -1,12 +1,15 @@
 """Datagrams between a program's port and its broker's relay port: a header in front of each.
 
     offset size
-    0      1    kind: D4 whole, E4 one of two parts; D6 and E6 where the peer's host is IPv6
+    0      1    kind: D4 whole, E4 one of two parts, F4 refused; D6, E6, F6 for a peer by IPv6
     1      1    0 in a whole datagram; 1 in the first part of two, 2 in the second
     2      2    the peer's port
     4      4    the peer's host (16 octets of IPv6)
     8      4    only in parts: the number of the datagram that they are parts of
     ...    n    what the program sends or gets
+
+One that says "refused" has no payload: the relay tells that the peer's host answered a datagram
+with ICMP's "port unreachable".
 
 The header names the peer (TURN's ChannelData has a number instead, RFC 8656, section 12),
 so there is no table at either end and no round trip before anybody's first datagram. What is
@@ -23,20 +26,24 @@ from dataclasses import dataclass
 
 from ..addresses import Address, pack_host, unpack_host
 from ..errors import LocalProtocolError, RemoteProtocolError, Status
+from .codec import MAGIC as frame_magic
 
 MOST_PAYLOAD = 65507
 """What a datagram over IPv4 can hold: 65535 less the IP and UDP headers."""
 MOST_HEADER = 24
 
-WHOLE_4, PART_4, WHOLE_6, PART_6 = 0xD4, 0xE4, 0xD6, 0xE6
+WHOLE_4, PART_4, REFUSED_4 = 0xD4, 0xE4, 0xF4
+WHOLE_6, PART_6, REFUSED_6 = 0xD6, 0xE6, 0xF6
 CONTROL_BIT = 0x80
 """Clear in the first octet of whatever is not a datagram of a program's."""
+MAGIC_SIZE = 8
+"""Octets before a control frame that goes to the relay from a program's port, or back."""
 
 HEADER_4 = 8
 _HEAD = struct.Struct(">BBH")
 _NUMBER = struct.Struct(">I")
-_SIZES = {WHOLE_4: 8, PART_4: 12, WHOLE_6: 20, PART_6: 24}
-_PARTS = {WHOLE_4: (0,), WHOLE_6: (0,), PART_4: (1, 2), PART_6: (1, 2)}
+_SIZES = {WHOLE_4: 8, PART_4: 12, REFUSED_4: 8, WHOLE_6: 20, PART_6: 24, REFUSED_6: 20}
+_PARTS = {PART_4: (1, 2), PART_6: (1, 2)}
 
 MOST_OPEN = 16
 """Datagrams of which one part is here; the oldest goes first."""
@@ -52,13 +59,25 @@ class Header:
     part: int
     number: int
     size: int
+    refused: bool = False
+
+
+def magic_of(chance: bytes) -> bytes:
+    """Return the magic of a port: 8 octets that neither data nor commands begin with."""
+    first = chance[0] & ~CONTROL_BIT
+    return bytes([first ^ 1 if first == frame_magic[0] else first]) + chance[1:MAGIC_SIZE]
 
 
 def whole(peer: Address) -> bytes:
     """Return the header of a datagram to or from ``peer``; raises LocalProtocolError."""
     host = _host(peer)
-    kind = WHOLE_4 if len(host) == 4 else WHOLE_6
-    return _HEAD.pack(kind, 0, peer[1]) + host
+    return _HEAD.pack(WHOLE_4 if len(host) == 4 else WHOLE_6, 0, peer[1]) + host
+
+
+def refused(peer: Address) -> bytes:
+    """Return what says that nobody takes datagrams at ``peer``; raises LocalProtocolError."""
+    host = _host(peer)
+    return _HEAD.pack(REFUSED_4 if len(host) == 4 else REFUSED_6, 0, peer[1]) + host
 
 
 def parts(peer: Address, number: int) -> tuple[bytes, bytes]:
@@ -87,17 +106,19 @@ def parse(data: bytes | bytearray | memoryview) -> Header:
     if size is None or len(data) < size:
         raise RemoteProtocolError(Status.MALFORMED, "no header of a relayed datagram")
     kind, part, port = _HEAD.unpack_from(data)
-    if part not in _PARTS[kind] or not port:
+    if part not in _PARTS.get(kind, (0,)) or not port:
         raise RemoteProtocolError(Status.MALFORMED, f"part {part} of kind {kind}, port {port}")
     end = size - 4 if part else size
     number = _NUMBER.unpack_from(data, end)[0] if part else 0
-    return Header((unpack_host(bytes(data[4:end])), port), part, number, size)
+    refused = kind in (REFUSED_4, REFUSED_6)
+    return Header((unpack_host(bytes(data[4:end])), port), part, number, size, refused)
 
 
 class Parts:
     """First and second parts that wait for each other; bounded in number and in time."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int = MOST_OPEN) -> None:
+        self._most = most
         self._open: dict[tuple[Address, int], tuple[int, bytes, float]] = {}
 
     def __len__(self) -> int:
@@ -132,5 +153,5 @@ class Parts:
         self._open[key] = part, payload, now + PART_SECONDS
         for old in [k for k, (_, _, until) in self._open.items() if until <= now]:
             del self._open[old]
-        while len(self._open) > MOST_OPEN:
+        while len(self._open) > self._most:
             del self._open[next(iter(self._open))]

@@ -252,9 +252,9 @@ def test_a_wish_is_granted_where_free(broker: Broker, alice: Client, bob: Client
     assert bob.register(b"another listener", wished=80).proxy.port >= 10000
 
 
-def test_udp_is_not_brokered_yet(alice: Client) -> None:
+def test_what_is_neither_tcp_nor_udp_is_not_brokered(alice: Client) -> None:
     with pytest.raises(Refused) as refused:
-        alice.register(LISTENER, protocol=17)
+        alice.register(LISTENER, protocol=7)
     assert refused.value.status is Status.UNSUPPORTED
 
 

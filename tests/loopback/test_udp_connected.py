@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from .udp_ground import Relay, relay
+from .udp_ground import Relay, odd_relay, relay
 
-__all__ = ["relay"]
+__all__ = ["odd_relay", "relay"]
 
 
-def test_a_socket_connected_through_the_relay_hears_its_peer_and_nobody_else(relay: Relay) -> None:
-    relay.good(
+def test_a_socket_connected_through_the_relay_hears_its_peer_and_nobody_else(
+    odd_relay: Relay,
+) -> None:
+    odd_relay.good(
         """
         ours, peer, other = bound(), plain(), plain()
         peer.sendto(b"here", ours.getsockname())
@@ -36,8 +38,10 @@ def test_a_socket_connected_through_the_relay_hears_its_peer_and_nobody_else(rel
     )
 
 
-def test_a_socket_connected_in_the_kernel_hears_its_peer_and_nobody_else(relay: Relay) -> None:
-    relay.good(
+def test_a_socket_connected_in_the_kernel_hears_its_peer_and_nobody_else(
+    odd_relay: Relay,
+) -> None:
+    odd_relay.good(
         """
         ours, peer, other = bound(), plain(), plain()
         name = ours.getsockname()
@@ -57,8 +61,10 @@ def test_a_socket_connected_in_the_kernel_hears_its_peer_and_nobody_else(relay: 
     )
 
 
-def test_connecting_again_changes_the_peer_whichever_way_it_is_reached(relay: Relay) -> None:
-    relay.good(
+def test_connecting_again_changes_the_peer_whichever_way_it_is_reached(
+    odd_relay: Relay,
+) -> None:
+    odd_relay.good(
         """
         ours, first, second, beside = bound(), plain(), plain(), plain()
         name = ours.getsockname()

@@ -1,4 +1,4 @@
-"""What the tests of UDP share: the relay's process, and how small programs begin."""
+"""What the tests of UDP share: the broker's process, and how small programs begin."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from .broker_client import loopback_host
+from .broker_client import Broker, loopback_host
 from .test_patched import HANG_LIMIT, ROOT, clean_environment
 
 # Programs speak with ordinary sockets (`Plain`) as the rest of the world, and with their own.
@@ -48,7 +49,7 @@ def kernel_name(sock):
     return _socket.socket.getsockname(sock._sock)
 
 def tell(what):
-    """Make the relay do something; return its answer."""
+    """Make the stand-in do something; return its answer."""
     with plain() as sock:
         sock.sendto(b"!" + what.encode(), BROKER)
         return sock.recv(1000).decode()
@@ -64,9 +65,9 @@ def raises(error, function, *args):
 
 @dataclass(frozen=True)
 class Relay:
-    """The stand-in in a process of its own; ``log`` is where programs and agents log."""
+    """A broker's process; ``log`` is where programs and agents log."""
 
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[Any]
     address: str
     log: Path
 
@@ -95,14 +96,32 @@ class Relay:
 
 @pytest.fixture
 def relay(tmp_path: Path) -> Iterator[Relay]:
-    """A UDP relay on a host of its own."""
+    """A broker on a host of its own."""
+    with brokering(tmp_path) as relay:
+        yield relay
+
+
+@contextmanager
+def brokering(folder: Path, *flags: str, host: str = "") -> Iterator[Relay]:
+    """A broker that is ready."""
+    broker = Broker(folder, "--log", "INFO", *flags, host=host)
+    try:
+        yield Relay(broker.process, "{}:{}".format(*broker.address), folder / "log")
+    finally:
+        broker.kill()
+    assert "Traceback" not in broker.log()
+
+
+@pytest.fixture
+def odd_relay(tmp_path: Path) -> Iterator[Relay]:
+    """A stand-in that does what no broker does, when it is told to, on a host of its own."""
     with serving(loopback_host(), tmp_path / "log") as relay:
         yield relay
 
 
 @contextmanager
 def serving(host: str, log: Path) -> Iterator[Relay]:
-    """A UDP relay that is ready."""
+    """The stand-in, when it is ready."""
     argv = [sys.executable, "-m", "tests.loopback.udp_relay", host]
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -1,4 +1,7 @@
-"""A broker's UDP side, as small as it may be: a test double that speaks the wire of the document.
+"""A relay that does what none should: what programs have to stand is shown with it.
+
+It speaks the wire of the document, as little of it as may be. What brokers do is tested with
+brokerd, never with this.
 
 Run as `python -m tests.loopback.udp_relay HOST`; says `ready HOST:PORT`. It keeps no limits
 and no lifetimes, and ends with its standard input. Datagrams to its command port that begin
@@ -10,9 +13,8 @@ with "!" make it do what a broker does not do by itself, each answered by a data
     lose        of the next datagram in two parts, only the first goes
     stranger    a datagram of a peer with an IPv6 address goes to every port
     settle      nothing but what always comes first: all that was sent before is relayed
-    full        no proxy port is free, until the next word
+    streams     it knows nothing of UDP, until the next word
     flows       how many FLOWs came
-    forget      all registrations are lost, as in a restart
     proxies     how many proxy addresses there are
 """
 
@@ -120,9 +122,7 @@ class Relay:
     ) -> tuple[Status, Message | None]:
         cookie = auth.cookie(self.secret, source, 0)
         seen = Endpoint.of(source)
-        if isinstance(asked, Register) and self.trick == "full":
-            return Status.NO_RESOURCES, None
-        if isinstance(asked, Register) and asked.protocol == UDP:
+        if isinstance(asked, Register) and asked.protocol == UDP and self.trick != "streams":
             return Status.SUCCESS, self.register(asked)
         if isinstance(asked, Refresh):
             lost = [one for one in asked.listeners if one not in self.ports]
@@ -214,9 +214,6 @@ class Relay:
             return f"flows {self.flows}"
         elif word == "proxies":
             return f"proxies {len(self.ports)}"
-        elif word == "forget":
-            for listener in list(self.ports):
-                self.unregister(listener)
         else:
             self.trick = word
         return f"done {word}"

@@ -57,7 +57,7 @@ ARROWS |= storeys(
     "relay",
     "crew worker",
     "channel proxies probes pump datagrams",
-    "config metrics limits",
+    "refusals splitting config metrics limits",
     "registry arrange",
 )
 ARROWS |= storeys(

@@ -9,14 +9,17 @@ import pytest
 from gcbpatch.errors import LocalProtocolError, RemoteProtocolError
 from gcbpatch.wire.datagrams import (
     CONTROL_BIT,
+    MAGIC_SIZE,
     MOST_HEADER,
     MOST_OPEN,
     MOST_PAYLOAD,
     PART_SECONDS,
     Header,
     Parts,
+    magic_of,
     parse,
     parts,
+    refused,
     whole,
 )
 from tests.unit.vectors import Block, relayed
@@ -32,6 +35,8 @@ def header_of(block: Block) -> bytes:
     """What this code puts before the example's payload."""
     given = block.given
     peer = (given["peer"][0], given["peer"][1])
+    if given.get("refused"):
+        return refused(peer)
     if given.get("part"):
         return parts(peer, given["number"])[given["part"] - 1]
     return whole(peer)
@@ -47,20 +52,29 @@ def test_reading_gives_these_fields(block: Block) -> None:
     header, given = parse(block.data), block.given
     assert list(header.peer) == given["peer"]
     assert (header.part, header.number) == (given.get("part", 0), given.get("number", 0))
+    assert header.refused is given.get("refused", False)
     assert block.data[header.size :] == given["payload"]
+
+
+@pytest.mark.parametrize("first", range(256))
+def test_a_magic_looks_neither_like_data_nor_like_a_command(first: int) -> None:
+    magic = magic_of(bytes([first]) + b"BBBBBBB")
+    assert len(magic) == MAGIC_SIZE
+    assert not magic[0] & CONTROL_BIT
+    assert magic[0] != ord("G")
 
 
 @each_example
 def test_octets_are_what_the_document_says(block: Block) -> None:
     kind, part, port = struct.unpack_from(">BBH", block.data)
     six = ":" in block.given["peer"][0]
-    assert kind == (0xE4 if part else 0xD4) + (2 if six else 0)
+    assert kind == (0xE4 if part else 0xF4 if "refused" in block.given else 0xD4) + 2 * six
     assert (part, port) == (block.given.get("part", 0), block.given["peer"][1])
     assert block.data[0] & CONTROL_BIT
 
 
-def test_the_examples_show_every_kind_but_one() -> None:
-    assert {block.data[0] for block in EXAMPLES.values()} == {0xD4, 0xD6, 0xE4}
+def test_the_examples_show_every_kind_of_ipv4_and_one_of_ipv6() -> None:
+    assert {block.data[0] for block in EXAMPLES.values()} == {0xD4, 0xD6, 0xE4, 0xF4}
 
 
 @pytest.mark.parametrize(
