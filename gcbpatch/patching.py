@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from . import early, mends, originals
-from .agent import door
 from .config import ROUTES_TEXT, ClientConfig, client_config, to_environ
 from .logs import FILE_VARIABLE, log_into
 from .mends import children
 from .mends.journal import Journal
+from .tree import AGENT_VARIABLE, CLIENT_VARIABLE, new_name
 
 log = logging.getLogger("gcbpatch")
 
@@ -151,7 +151,6 @@ def _on_top_of(base: Any, cls: type) -> type:
 def _configure(settings: ClientConfig) -> None:
     """Give the layer its agent, and children the same settings and the same agent."""
     from .sockets.link import Link
-    from .sockets.ports import Ports
     from .sockets.raw import LAYER
 
     _keep_logger()
@@ -163,11 +162,10 @@ def _configure(settings: ClientConfig) -> None:
     _warn_of_plain_sockets()
     _set_environ(dict(to_environ(settings)))
     _set_environ({"GCB_ROUTES": None})  # its text goes to children: a file may be gone by then
-    tree = os.environ.get(door.AGENT_VARIABLE) or door.new_name()
-    client = os.environ.get(door.CLIENT_VARIABLE) or os.urandom(16).hex()
-    _set_environ({door.AGENT_VARIABLE: tree, door.CLIENT_VARIABLE: client})
+    tree = os.environ.get(AGENT_VARIABLE) or new_name()
+    client = os.environ.get(CLIENT_VARIABLE) or os.urandom(16).hex()
+    _set_environ({AGENT_VARIABLE: tree, CLIENT_VARIABLE: client})
     LAYER.configure(Link(settings, f"{tree}.{_mark_of(settings)}"), settings.routes)
-    LAYER.ports = Ports()
 
 
 def _warn_of_plain_sockets() -> None:
@@ -210,7 +208,7 @@ def _keep_logger() -> None:
 def _tell_children(settings: ClientConfig, flags: dict[str, bool]) -> None:
     """Children of multiprocessing get what this process has, whatever their environment is."""
     environ = to_environ(settings)
-    for name in (door.AGENT_VARIABLE, door.CLIENT_VARIABLE, FILE_VARIABLE):
+    for name in (AGENT_VARIABLE, CLIENT_VARIABLE, FILE_VARIABLE):
         if name in os.environ:
             environ[name] = os.environ[name]
     children.HOW.update(environ=environ, flags=flags)

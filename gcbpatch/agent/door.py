@@ -25,7 +25,8 @@ import msgspec
 from msgspec import Meta
 
 from ..errors import GcbError
-from ..wire.messages import Endpoint, Id, Short
+from ..wire.messages import Endpoint as Endpoint
+from ..wire.messages import Id, Short
 
 _T = TypeVar("_T")
 
@@ -36,9 +37,6 @@ WELCOME = b"+"
 """What an agent says on a process's own connection when it has seen it."""
 NEWS = b"*"
 """What it says there when listeners have other addresses than before: ask again."""
-AGENT_VARIABLE = "GCB_AGENT"
-CLIENT_VARIABLE = "GCB_CLIENT"
-"""The client id of the program tree: an agent that is started again goes on under it."""
 _PEERCRED = struct.Struct("iII")
 _MAX_FDS = 4
 _FD_SIZE = array.array("i").itemsize
@@ -46,8 +44,6 @@ _FD_SIZE = array.array("i").itemsize
 _POP_FLAGS = int(socket.MSG_CMSG_CLOEXEC) | int(socket.MSG_DONTWAIT)
 _PUSH_FLAGS = int(socket.MSG_NOSIGNAL) | int(socket.MSG_DONTWAIT)
 _ONE_FD = socket.CMSG_SPACE(_FD_SIZE)
-NUDGE_HOST = "127.71.67.66"
-"""Source address of nudges: loopback, and nobody's by chance ("GCB" in its octets)."""
 
 
 class DoorMessage(msgspec.Struct, array_like=True, tag=True, frozen=True):
@@ -217,11 +213,6 @@ _ENCODE = msgspec.msgpack.Encoder().encode
 
 class DoorError(GcbError):
     """The other side of the door is not ours, or speaks something else."""
-
-
-def new_name() -> str:
-    """Return a fresh name for a door; children find it in the environment."""
-    return f"gcbpatch.{os.getuid()}.{os.urandom(12).hex()}"
 
 
 def bind(name: str) -> _socket.socket | None:

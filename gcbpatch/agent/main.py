@@ -18,6 +18,7 @@ import socket
 
 from ..config import ClientConfig, client_config
 from ..logs import FILE_VARIABLE, log_into
+from ..tree import CLIENT_VARIABLE
 from . import door
 from .acceptor import Acceptor
 from .desk import Desk
@@ -173,7 +174,7 @@ def _hand_over(conn: _socket.socket, message: door.DoorMessage, fds: tuple[int, 
 
 async def serve(listening: socket.socket, config: ClientConfig) -> None:
     """Serve until deserted or told to end."""
-    client = bytes.fromhex(os.environ.get(door.CLIENT_VARIABLE, "")) or os.urandom(16)
+    client = bytes.fromhex(os.environ.get(CLIENT_VARIABLE, "")) or os.urandom(16)
     desk = Desk(config, client)
     await desk.brokers.find()
     keeper = Doorkeeper(listening, desk)

@@ -12,8 +12,8 @@ import logging
 import socket
 
 from ..addresses import Address, format_address
+from ..tree import NUDGE_HOST
 from . import sockdiag, streams
-from .door import NUDGE_HOST
 
 log = logging.getLogger("gcbpatch.agent")
 

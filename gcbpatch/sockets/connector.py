@@ -16,10 +16,9 @@ from typing import Any
 from gevent.socket import getaddrinfo
 
 from ..addresses import Address, is_ip, is_private
-from ..agent import door
 from ..routes import Way
-from ..wire.messages import Endpoint
-from .link import AgentGone, Link
+from .later import AgentGone, door
+from .link import Link
 
 log = logging.getLogger("gcbpatch")
 
@@ -96,7 +95,7 @@ class Connector:
 
     def begin(self, address: Address, port: int) -> Any:
         """Ask the agent; returns the door connection on which the answer comes."""
-        return self.link.begin(door.Dial(Endpoint.of(address), port))
+        return self.link.begin(door.Dial(door.Endpoint.of(address), port))
 
     def _hosts(self) -> frozenset[str]:
         """The hosts whose addresses may be brokered, as far as anybody knows now."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import _socket
 import time
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -73,6 +74,8 @@ class Flow:
         self.kernel_connected = False
         self.sockets: weakref.WeakSet[_socket.socket] = weakref.WeakSet()
         """The objects in this process by which the port is used."""
+        self.again: Callable[[], None] = _nothing
+        """Tells an agent of the port that does not know it."""
         self._hosts = hosts | {label.public[0]}
         self._ports = ports
         # Headers of peers through the relay; empty ones stand for peers of the kernel's.
@@ -164,3 +167,7 @@ class Flow:
             self.label = demux.connected(sock, self.label, peer)
         self.peer_header = datagrams.whole(peer) if peer else None
         self.peer_refusal = datagrams.refused(peer) if peer else None
+
+
+def _nothing() -> None:
+    """Nobody registers this port."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import _socket
 import socket
 
-from ..agent import door
+from .later import door
 from .table import close_if, inode_of, is_still
 
 

@@ -18,9 +18,9 @@ import gevent
 from gevent._hub_local import get_hub_if_exists
 from gevent.socket import wait_read
 
-from ..agent import door
 from ..config import ClientConfig, to_environ
-from ..errors import GcbError
+from ..tree import CLIENT_VARIABLE
+from .later import AgentGone, door
 from .table import close_if, inode_of, is_still
 
 log = logging.getLogger("gcbpatch")
@@ -34,10 +34,6 @@ HOPELESS_SECONDS = 10.0
 """How long it is taken as known that no agent can be started."""
 ANSWER_MARGIN = 5.0
 """Seconds that the agent may take beyond the patience it has with brokers."""
-
-
-class AgentGone(GcbError):
-    """The agent cannot be started, or went away with a question of ours."""
 
 
 class Link:
@@ -316,5 +312,5 @@ def _nothing() -> None:
 
 def agent_environ(config: ClientConfig) -> dict[str, str]:
     """Return the whole environment of an agent."""
-    kept = (door.CLIENT_VARIABLE, "GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
+    kept = (CLIENT_VARIABLE, "GCB_LOG_FILE", "LANG", "LC_ALL", "TZ")
     return {k: os.environ[k] for k in kept if k in os.environ} | to_environ(config)

@@ -15,17 +15,17 @@ import time
 from typing import Any
 
 from ..addresses import Address, is_wildcard, mapped
-from ..agent import door
-from ..wire.messages import Endpoint
+from ..tree import NUDGE_HOST
 from .intake import Intake
-from .link import AgentGone, Link
+from .later import AgentGone, door
+from .link import Link
 from .options import Options, inherited
 from .table import Names, cookie_of
 
 FIND_INTERVAL = 1.0
 """Seconds between questions about a registration that was not there in time."""
 
-_NUDGES = (door.NUDGE_HOST, "::ffff:" + door.NUDGE_HOST)
+_NUDGES = (NUDGE_HOST, "::ffff:" + NUDGE_HOST)
 
 
 def is_nudge(address: Any) -> bool:
@@ -99,11 +99,11 @@ class Listener:
         return door.Listen(
             self._id,
             self._cookie,
-            Endpoint.of(self.bound),
+            door.Endpoint.of(self.bound),
             self.bound[1],
             self._backlog is not None,
             self._backlog or 0,
-            Endpoint.of(self.public) if self.public else None,
+            door.Endpoint.of(self.public) if self.public else None,
             self._claim,
         )
 

@@ -18,7 +18,7 @@ from typing import Any
 from gevent import get_hub
 
 from ..addresses import Address, format_address, mapped
-from ..agent import door
+from .later import door
 from .options import carry, changed
 from .placeholder import Placeholder, replace
 from .table import Names, Table

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import _socket
 import errno
+import functools
 import logging
 import os
 import socket
 from typing import Any
 
 from ..addresses import Address, is_multicast
-from ..agent import door
 from ..wire import datagrams
-from ..wire.messages import Endpoint
 from . import demux
 from .datagram import Datagram
 from .demux import Label
 from .flow import Flow
-from .link import AgentGone, Link
+from .later import AgentGone, door
+from .link import Link
 from .raw import LAYER, Raw, wants_identity
 from .table import Names, cookie_of, inode_of
 
@@ -31,130 +31,137 @@ log = logging.getLogger("gcbpatch")
 _base = _socket.socket
 
 
-class Ports:
-    """Registers the UDP ports of this process."""
+def bind(sock: Raw, address: Any) -> None:
+    """Bind and register; raises what bind() of a plain socket does."""
+    try:
+        _base.bind(sock, address)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _vacate():
+            raise
+        _base.bind(sock, address)
+    if LAYER.link is not None and sock._state is None and _may_register(LAYER.link, sock):
+        _register(LAYER.link, sock)
 
-    def bind(self, sock: Raw, address: Any) -> None:
-        """Bind and register; raises what bind() of a plain socket does."""
-        try:
-            _base.bind(sock, address)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not self._vacate():
-                raise
-            _base.bind(sock, address)
-        if LAYER.link is not None and sock._state is None and _may_register(LAYER.link, sock):
-            self._register(LAYER.link, sock)
 
-    def found(self, sock: Raw) -> None:
-        """A socket object was made for a descriptor: it may be registered already."""
-        if sock._state is None and sock.family == socket.AF_INET:
-            label = demux.label_of(sock)
-            if label is not None:
-                self._adopt(sock, label, frozenset())
-        elif type(sock._state) is Flow:
-            sock.__class__ = Datagram
-            sock._state.sockets.add(sock)
-
-    def again(self, state: Any) -> None:
-        """The agent is another one: register the port of a Flow with it, and share it again."""
-        if type(state) is not Flow or LAYER.link is None:
-            return
-        for sock in state.sockets:
-            if sock.fileno() >= 0:
-                self._share_again(LAYER.link, sock, state)
-                return
-
-    def _share_again(self, link: Link, sock: _socket.socket, flow: Flow) -> None:
-        label, bound = flow.label, _base.getsockname(sock)
-        asked = door.Bind(label.listener, cookie_of(sock), Endpoint.of(bound), label.public[1])
-        try:
-            answer: door.Bound = link.ask(asked)
-            if answer.public is None or answer.relay is None:
-                log.info("UDP port %d is not registered again: %s", bound[1], answer.reason)
-                return
-            flow.moved(sock, answer.public.address, answer.relay.address)
-            self._hold(link, sock, flow.label)
-        except (AgentGone, OSError) as error:
-            log.info("UDP port %d is not registered again: %s", bound[1], error)
-
-    def _vacate(self) -> bool:
-        """Have the agent let go of ports whose sockets are gone; False if there is no agent."""
-        link = LAYER.link
-        try:
-            if link is None:
-                return False
-            door.connect(link.name).close()
-            link.ask(door.Vacate())
-        except (OSError, door.DoorError, AgentGone):
-            return False
-        return True
-
-    def _register(self, link: Link, sock: Raw) -> None:
-        bound = _base.getsockname(sock)
-        listener = os.urandom(16)
-        asked = door.Bind(listener, cookie_of(sock), Endpoint.of(bound), bound[1])
-        try:
-            answer: door.Bound = link.ask(asked)
-        except AgentGone as error:
-            link.warn_once("no agent: %s", error)
-            return
-        if answer.error:
-            reason = f"{os.strerror(answer.error)} ({answer.reason})"
-            raise OSError(answer.error, reason)
-        if answer.public is None:
-            log.info("UDP port %d stays the kernel's: %s", bound[1], answer.reason)
-        elif answer.relay is None:
-            self._name(link, sock, answer.public.address)
-        else:
-            magic = datagrams.magic_of(os.urandom(datagrams.MAGIC_SIZE))
-            label = Label(magic, listener, answer.public.address, answer.relay.address)
-            self._relay(link, sock, label, frozenset(answer.hosts))
-
-    def _name(self, link: Link, sock: Raw, public: Address) -> None:
-        """A mapping of the gateway: nothing but the name is ours."""
-        if link.config.identity != "local":
-            sock._state = Names(public, None)
-            LAYER.table.put(sock, sock._state)
-            sock._note_host(link, public[0])
-
-    def _relay(self, link: Link, sock: Raw, label: Label, hosts: frozenset[str]) -> None:
-        demux.attach(sock, label)
-        self._adopt(sock, label, hosts)
-        try:
-            problem = self._hold(link, sock, label)
-        except (AgentGone, OSError) as error:
-            problem = str(error)
-        if problem:
-            log.info("UDP port %d stays the kernel's: %s", _base.getsockname(sock)[1], problem)
-            self._give_up(sock)
-
-    def _hold(self, link: Link, sock: _socket.socket, label: Label) -> str:
-        """Give the agent a sibling; returns what is wrong, if anything.
-
-        Raises AgentGone and OSError.
-        """
-        sibling = demux.sibling_of(sock, label.magic)
-        try:
-            answer = link.ask(door.Hold(label.listener, label.magic), (sibling.fileno(),))
-        finally:
-            sibling.close()
-        return "" if answer.public is not None else answer.reason or "no reason given"
-
-    def _adopt(self, sock: Raw, label: Label, hosts: frozenset[str]) -> None:
-        link = LAYER.link
-        ports = frozenset(port for _, port in link.config.brokers) if link else frozenset()
-        sock._state = Flow(label, hosts, ports)
-        sock._state.sockets.add(sock)
+def found(sock: Raw) -> None:
+    """A socket object was made for a descriptor: it may be registered already."""
+    if sock._state is None and sock.family == socket.AF_INET:
+        label = demux.label_of(sock)
+        if label is not None:
+            _adopt(sock, label, frozenset())
+    elif type(sock._state) is Flow:
         sock.__class__ = Datagram
-        LAYER.table.put(sock, sock._state)
-        if link is not None:
-            sock._note_host(link, label.public[0])
+        sock._state.sockets.add(sock)
 
-    def _give_up(self, sock: Raw) -> None:
-        demux.detach(sock)
-        LAYER.table.drop(inode_of(sock.fileno()))
-        sock._state = None
-        sock.__class__ = Raw
+
+def _again(flow: Flow) -> None:
+    """The agent is another one: register the port with it, and share it again."""
+    sock = next((sock for sock in flow.sockets if sock.fileno() >= 0), None)
+    if sock is not None and LAYER.link is not None:
+        _share_again(LAYER.link, sock, flow)
+
+
+def _share_again(link: Link, sock: _socket.socket, flow: Flow) -> None:
+    label, bound = flow.label, _base.getsockname(sock)
+    asked = door.Bind(label.listener, cookie_of(sock), door.Endpoint.of(bound), label.public[1])
+    try:
+        answer: door.Bound = link.ask(asked)
+        if answer.public is None or answer.relay is None:
+            log.info("UDP port %d is not registered again: %s", bound[1], answer.reason)
+            return
+        flow.moved(sock, answer.public.address, answer.relay.address)
+        _hold(link, sock, flow.label)
+    except (AgentGone, OSError) as error:
+        log.info("UDP port %d is not registered again: %s", bound[1], error)
+
+
+def _vacate() -> bool:
+    """Have the agent let go of ports whose sockets are gone; False if there is no agent."""
+    link = LAYER.link
+    try:
+        if link is None:
+            return False
+        door.connect(link.name).close()
+        link.ask(door.Vacate())
+    except AgentGone:
+        return False
+    except (OSError, door.DoorError):
+        return False
+    return True
+
+
+def _register(link: Link, sock: Raw) -> None:
+    bound = _base.getsockname(sock)
+    listener = os.urandom(16)
+    try:
+        asked = door.Bind(listener, cookie_of(sock), door.Endpoint.of(bound), bound[1])
+        answer: door.Bound = link.ask(asked)
+    except AgentGone as error:
+        link.warn_once("no agent: %s", error)
+        return
+    if answer.error:
+        reason = f"{os.strerror(answer.error)} ({answer.reason})"
+        raise OSError(answer.error, reason)
+    if answer.public is None:
+        log.info("UDP port %d stays the kernel's: %s", bound[1], answer.reason)
+    elif answer.relay is None:
+        _name(link, sock, answer.public.address)
+    else:
+        magic = datagrams.magic_of(os.urandom(datagrams.MAGIC_SIZE))
+        label = Label(magic, listener, answer.public.address, answer.relay.address)
+        _relay(link, sock, label, frozenset(answer.hosts))
+
+
+def _name(link: Link, sock: Raw, public: Address) -> None:
+    """A mapping of the gateway: nothing but the name is ours."""
+    if link.config.identity != "local":
+        sock._state = Names(public, None)
+        LAYER.table.put(sock, sock._state)
+        sock._note_host(link, public[0])
+
+
+def _relay(link: Link, sock: Raw, label: Label, hosts: frozenset[str]) -> None:
+    demux.attach(sock, label)
+    _adopt(sock, label, hosts)
+    try:
+        problem = _hold(link, sock, label)
+    except (AgentGone, OSError) as error:
+        problem = str(error)
+    if problem:
+        log.info("UDP port %d stays the kernel's: %s", _base.getsockname(sock)[1], problem)
+        _give_up(sock)
+
+
+def _hold(link: Link, sock: _socket.socket, label: Label) -> str:
+    """Give the agent a sibling; returns what is wrong, if anything.
+
+    Raises AgentGone and OSError.
+    """
+    sibling = demux.sibling_of(sock, label.magic)
+    try:
+        answer = link.ask(door.Hold(label.listener, label.magic), (sibling.fileno(),))
+    finally:
+        sibling.close()
+    return "" if answer.public is not None else answer.reason or "no reason given"
+
+
+def _adopt(sock: Raw, label: Label, hosts: frozenset[str]) -> None:
+    link = LAYER.link
+    ports = frozenset(port for _, port in link.config.brokers) if link else frozenset()
+    sock._state = Flow(label, hosts, ports)
+    sock._state.sockets.add(sock)
+    sock._state.again = functools.partial(_again, sock._state)
+    sock.__class__ = Datagram
+    LAYER.table.put(sock, sock._state)
+    if link is not None:
+        sock._note_host(link, label.public[0])
+
+
+def _give_up(sock: Raw) -> None:
+    demux.detach(sock)
+    LAYER.table.drop(inode_of(sock.fileno()))
+    sock._state = None
+    sock.__class__ = Raw
 
 
 def _may_register(link: Link, sock: Raw) -> bool:

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from gevent._socket3 import _wrefsocket
@@ -22,7 +23,8 @@ from ..routes import Routes, Way
 from .connecting import become_connecting
 from .connector import Connector
 from .gate import Gate
-from .link import AgentGone, Link
+from .later import AgentGone, Later
+from .link import Link
 from .listener import Listener
 from .options import Options, carry, shareable
 from .pending import Pending
@@ -51,7 +53,7 @@ class Layer:
         self.hosts: set[str] = set()
         """Hosts of our listeners' public addresses."""
         self.ports: Any = None
-        """What registers UDP sockets; set with a link, by the room above this one."""
+        """What registers UDP sockets: the room above this one, loaded with the first of them."""
 
     def configure(self, link: Link | None, routes: Routes | RouteFile = NO_ROUTES) -> None:
         """Begin to work for ``link``, or not at all with None, by ``routes``."""
@@ -59,15 +61,12 @@ class Layer:
         _guard_sending(self.gate is not None)
         self.link = link
         self.connector = Connector(link) if link is not None else None
+        self.ports = Later("gcbpatch.sockets.ports") if link is not None else None
         if link is not None:
             # A forked child is there for the listeners, too, should its parent end; the agent
             # that they were registered with may be gone already.
             link.on_gone = link.on_fork = self.listen_again
             link.on_news = self.look_again
-
-    def _listeners(self) -> list[Listener]:
-        self.table.prune()
-        return [state for state in self.table.states() if isinstance(state, Listener)]
 
     def before_fork(self) -> None:
         """Called by os.fork()."""
@@ -81,20 +80,21 @@ class Layer:
 
     def listen_again(self) -> None:
         """An agent learns of every listener and port that is left here, if it does not know."""
-        for listener in self._listeners():
-            listener.again()
+        self.table.prune()
         for state in self.table.states():
-            if self.ports is not None:
-                self.ports.again(state)
+            if hasattr(state, "again"):
+                state.again()
 
     def look_again(self) -> None:
         """The agent has news: listeners may have other names, and brokers other hosts."""
         if self.connector is not None:
             self.connector.expire()
-        for listener in self._listeners():
-            before = listener.public
-            if listener.identity() is not None and listener.public != before:
-                self.renamed(before, listener.foreign)
+        self.table.prune()
+        for state in self.table.states():
+            if isinstance(state, Listener):
+                before = state.public
+                if state.identity() is not None and state.public != before:
+                    self.renamed(before, state.foreign)
 
     def renamed(self, before: Address | None, now: Address | None) -> None:
         """A listener has another address than before; its old host may be nobody's now."""
@@ -108,7 +108,6 @@ class Layer:
         if self.link is not None:
             self.link.leave()
         self.configure(None)
-        self.ports = None
         self.hosts.clear()
 
 
@@ -120,9 +119,7 @@ def _stands_at(state: Any, host: str) -> bool:
 
 LAYER = Layer()
 # They cannot be taken back, and do nothing without a link.
-os.register_at_fork(
-    before=LAYER.before_fork, after_in_parent=LAYER.after_fork_in_parent
-)
+os.register_at_fork(before=LAYER.before_fork, after_in_parent=LAYER.after_fork_in_parent)
 
 
 def wants_identity(link: Link, host: str) -> bool:
@@ -143,6 +140,10 @@ _BOUND = "bound"
 _KERNELS = "kernel's"
 """State of a listening socket that is the kernel's alone."""
 _TCP_CLOSE = 7
+
+
+def _nothing(sock: Raw) -> None:
+    """What is done for a datagram socket that is the kernel's alone."""
 
 
 def _is_ours(host: Any) -> bool:
@@ -175,8 +176,7 @@ class Raw(_wrefsocket):
             become_connecting(self, state)
         elif self.type == socket.SOCK_DGRAM:
             self._state = state
-            if LAYER.ports is not None:
-                LAYER.ports.found(self)
+            self._port("found", _nothing)
         elif state is not None:
             self._state = state
         elif fileno != LAYER.accepted and self._is_tcp() and self._tcp_state() == _TCP_CLOSE:
@@ -187,11 +187,20 @@ class Raw(_wrefsocket):
         if LAYER.hosts and isinstance(address, tuple) and address and _is_ours(address[0]):
             address = ("", *address[1:])
         if LAYER.ports is not None and self.type == socket.SOCK_DGRAM:
-            LAYER.ports.bind(self, address)
+            self._port("bind", _base.bind, address)
             return
         super().bind(address)
         if self._state is None and LAYER.link is not None:
             self._state = _BOUND
+
+    def _port(self, step: str, instead: Callable[..., None], *args: Any) -> None:
+        """Have the room of UDP do a step; ``instead`` is done where it cannot be loaded."""
+        if LAYER.link is not None and self.family == socket.AF_INET:
+            try:
+                instead = getattr(LAYER.ports, step)
+            except AgentGone as error:
+                LAYER.link.warn_once("%s", error)
+        instead(self, *args)
 
     def listen(self, *args: Any) -> None:
         """Listen, and get a public identity where a broker or gateway is configured."""

@@ -43,7 +43,6 @@ def _milliseconds(spread: Spread) -> Spread:
     return Spread(spread.median / 1e6, spread.low / 1e6, spread.high / 1e6)
 
 
-
 def _established(command: str, many: int) -> Callable[[bool], AbstractContextManager[Trio]]:
     return lambda quick: subjects.established(command, 10 if quick else many)
 
@@ -73,12 +72,11 @@ FIGURES = {
 
 
 def measure(figure: Figure, quick: bool) -> dict[str, Any]:
-    """Measure one figure and say whether its target is met within the noise."""
+    """Measure one figure; its target is met if the median is within half the noise's width."""
     rounds = (1, 2) if quick else (figure.generations, figure.turns)
     found = alternate(lambda: figure.subjects(quick), *rounds)
     cost, noise = figure.judge(found)
-    nothing = 0.0 if figure.adds else 1.0
-    margin = max(abs(noise.low - nothing), abs(noise.high - nothing))
+    margin = (noise.high - noise.low) / 2
     return {
         "title": figure.title,
         "unit": "ms more" if figure.adds else "ratio",

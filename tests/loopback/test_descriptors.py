@@ -91,7 +91,7 @@ def test_nudges_leave_no_port_behind_in_time_wait(broker: Broker, tmp_path: Path
         tmp_path,
         """
     import _socket
-    from gcbpatch.agent.door import NUDGE_HOST
+    from gcbpatch.tree import NUDGE_HOST
 
     def waiting():
         host = socket.inet_aton(NUDGE_HOST)[::-1].hex().upper()
@@ -202,3 +202,53 @@ def _queue() -> Iterator[tuple[int, int]]:
     take, put = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with take, put:
         yield take.fileno(), put.fileno()
+
+
+FIRST = """
+    import gcbpatch; gcbpatch.patch_all(routes=["127.0.0.0/8 gcb"])
+    import os, resource, socket, sys
+    assert "gcbpatch.agent.door" not in sys.modules
+    datagrams, sock, later = socket.socket(type=socket.SOCK_DGRAM), socket.socket(), socket.socket()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (later.fileno() + 1, hard))
+    try:
+        while True:
+            os.dup(0)  # into the gaps
+    except OSError:
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        """
+    datagrams.bind(("127.0.0.1", 0))
+    assert datagrams.getsockname()[0] == "127.0.0.1"
+    """,
+        """
+    assert sock.connect_ex(("127.0.0.1", 1)) == errno.ECONNREFUSED
+    """,
+    ],
+    ids=["UDP bind", "connect"],
+)
+def test_what_is_loaded_at_the_first_need_is_not_missed_without_descriptors(
+    broker: Broker, tmp_path: Path, step: str
+) -> None:
+    done = run(
+        "    import errno\n"
+        + FIRST
+        + step
+        + """
+    assert "gcbpatch.agent.door" not in sys.modules
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    later.bind(("127.0.0.1", 0))
+    later.listen()
+    assert "gcbpatch.agent.door" in sys.modules
+    print("good")
+    """,
+        GCB_BROKER=format_address(broker.address),
+        GCB_LOG_FILE=str(tmp_path / "log"),
+    )
+    assert done.stdout == "good\n", done.stderr
+    assert "cannot be loaded: [Errno 24] Too many open files" in (tmp_path / "log").read_text()

@@ -113,10 +113,11 @@ def test_a_program_without_standard_descriptors_gets_its_agent(tmp_path: Path) -
         f"""
         import os, socket
         from gcbpatch.agent import door
+        from gcbpatch.tree import new_name
         output = open({str(said)!r}, "w")
         for number in (0, 1, 2):
             os.close(number)
-        name = door.new_name()
+        name = new_name()
         listening = door.bind(name)
         assert listening.fileno() == 0
         door.spawn(listening, dict())

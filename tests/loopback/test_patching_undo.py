@@ -16,7 +16,7 @@ SNAPSHOT = """
     import os, sys, types
     import concurrent.futures.thread, logging, queue, select, selectors, signal, socket, ssl
     import subprocess, threading, time
-    import gcbpatch.sockets.raw, gevent.hub, gevent.signal, gevent.ssl
+    import gcbpatch.agent.door, gcbpatch.sockets.raw, gevent.hub, gevent.signal, gevent.ssl
     EXTRA = os.environ.get("EXTRA", "").split()
     for name in EXTRA:
         __import__(name)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 HOUSES = ("gcbpatch", "brokerd", "dpfd")
 
 # What everything may stand on, and what the daemons may take from gcbpatch.
-GROUND = ("gcbpatch.addresses", "gcbpatch.errors")
+GROUND = ("gcbpatch.addresses", "gcbpatch.errors", "gcbpatch.tree")
 SHARED = (*GROUND, "gcbpatch.wire.*", "gcbpatch.config")
 SETTINGS = ("gcbpatch.config", "gcbpatch.routes", "gcbpatch.routefile", "gcbpatch.logs")
 PROGRAM = ("gcbpatch.sockets.*", "gcbpatch.agent.door", "gcbpatch.wire.*", *SETTINGS, *GROUND)
@@ -35,6 +35,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "gcbpatch.wire.*": ("gcbpatch.wire.*", *GROUND),
     "gcbpatch.addresses": ("gcbpatch.errors",),
     "gcbpatch.errors": (),
+    "gcbpatch.tree": (),
 }
 
 
