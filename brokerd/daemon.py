@@ -26,6 +26,7 @@ from .crew import Crew
 from .datagrams import RECEIVE_BUFFER, DatagramProxies
 from .dispatch import Dispatcher, Identity
 from .limits import Limits
+from .lines import Lines
 from .proxies import Proxies, is_local
 from .pump import Pump
 from .registry import Ports, Registry
@@ -77,7 +78,10 @@ class Daemon:
             self._loop, relay, config.address, _proxy_host(config.address)
         )
         self._dispatcher.datagrams = self._relayed
-        self._door = Door(self._loop, tcp, self._dispatcher, self._relays, complainer)
+        self._lines = Lines(self._loop, self._datagrams.receive, complainer.complain)
+        self._door = Door(
+            self._loop, tcp, self._dispatcher, self._relays, self._lines, complainer
+        )
         self._watchers: list[Any] = []
 
     def _make_hands(self, config: BrokerConfig) -> None:
@@ -131,6 +135,7 @@ class Daemon:
         self._datagrams.tick(now)
         self._relays.expire(now)
         self._door.tick(now)
+        self._lines.tick(now)
         self._dispatcher.expire(now)
         if self._crew is not None:
             self._crew.tick(now)
@@ -163,6 +168,7 @@ class Daemon:
             watcher.stop()
             watcher.close()
         self._door.close()
+        self._lines.close()
         self._proxies.close()
         self._relayed.close()
         self._relays.close()

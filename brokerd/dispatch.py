@@ -52,7 +52,7 @@ from .limits import Held, Limits
 from .probes import Probes
 from .proxies import ProxySockets
 from .pump import reset
-from .registry import Listener, Refusal, Registry, Sender
+from .registry import Listener, Refusal, Registry, Sender, Speaker
 from .relay import Relays, Rendezvous
 
 log = logging.getLogger("brokerd")
@@ -65,12 +65,17 @@ RELAY_ONLY = [Path(PathKind.RELAYED, [])]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A request of ours, ready to be sent to a client."""
+    """A request of ours to a listener's client, ready to be sent to wherever that is now."""
 
     transaction: int
     data: bytes
-    to: Sender
+    listener: Listener
     patience: float
+
+    @property
+    def to(self) -> Sender:
+        """Where the client was heard last: it may have got another address meanwhile."""
+        return self.listener.sender
 
 
 Ask = Callable[[Question, Callable[[Status], None], float], Callable[[], None]]
@@ -85,6 +90,11 @@ class Identity:
     port: int
     epoch: bytes
     cookie_secret: bytes
+
+
+def _whom(address: Address, line: Speaker | None) -> Address:
+    """Return an address with its way: a port means another client by TCP than by UDP."""
+    return address if line is None else (f"tcp {address[0]}", address[1])
 
 
 class Dispatcher:
@@ -121,28 +131,36 @@ class Dispatcher:
     # --- datagrams
 
     def answer(
-        self, frame: Frame, address: Address, via: str, now: float, by_port: bool = False
+        self,
+        frame: Frame,
+        address: Address,
+        via: str,
+        now: float,
+        by_port: bool = False,
+        line: Speaker | None = None,
     ) -> bytes | None:
         """Return the answer to a request; None if it is being carried out already.
 
-        ``by_port`` tells that it comes from a program's own UDP port.
+        ``by_port`` tells that it comes from a program's own UDP port; ``line`` is the
+        connection that it came by, None if it came as a datagram.
 
         Raises RemoteProtocolError for what is not allowed at all: to be answered with a
         bare status, and logged.
         """
         key = self.keyring.authenticate(frame)
+        whom = _whom(address, line)
         if frame.command == Command.HELLO:
-            return self._hello(frame, key, address, now)
-        kept = self._answers.again(address, frame.transaction)
+            return self._hello(frame, key, address, whom, now)
+        kept = self._answers.again(whom, frame.transaction)
         if kept is not None:
             return kept
         message = self._decode(frame, by_port)
-        if not auth.check_cookie(self._identity.cookie_secret, address, now, message.cookie):
+        if not auth.check_cookie(self._identity.cookie_secret, whom, now, message.cookie):
             return auth.reply_to(frame, None, Status.STALE_EPOCH)
-        if not self._answers.begin(address, frame.transaction, now):
+        if not self._answers.begin(whom, frame.transaction, now):
             return None
-        reply = self._carry_out(frame, message, Sender(address, via, key), now)
-        self._answers.keep(address, frame.transaction, reply)
+        reply = self._carry_out(frame, message, Sender(address, via, key, line), now)
+        self._answers.keep(whom, frame.transaction, reply)
         return reply
 
     def _decode(self, frame: Frame, by_port: bool) -> Any:
@@ -165,9 +183,11 @@ class Dispatcher:
         body = None if isinstance(reply, Nothing) else reply
         return auth.reply_to(frame, sender.key, Status.SUCCESS, body)
 
-    def _hello(self, frame: Frame, key: Key | None, address: Address, now: float) -> bytes:
+    def _hello(
+        self, frame: Frame, key: Key | None, address: Address, whom: Address, now: float
+    ) -> bytes:
         message_of(frame)  # raises for a body that is no HELLO
-        cookie = auth.cookie(self._identity.cookie_secret, address, now)
+        cookie = auth.cookie(self._identity.cookie_secret, whom, now)
         message = HelloReply(
             self._identity.epoch,
             cookie,
@@ -218,10 +238,14 @@ class Dispatcher:
         return proxies
 
     def _refresh(self, asked: Refresh, sender: Sender, now: float) -> RefreshReply:
+        moved = self._registry.moved(asked, sender)
         lifetime, lost = self._registry.refresh(asked, sender, now)
+        for proxy in moved:
+            log.info("calls for %s:%d go to %s:%d%s", *proxy, *sender.address,
+                     " by TCP" if sender.line else "")
         return RefreshReply(
             self._identity.epoch,
-            auth.cookie(self._identity.cookie_secret, sender.address, now),
+            auth.cookie(self._identity.cookie_secret, _whom(sender.address, sender.line), now),
             Endpoint.of(sender.address),
             lifetime,
             lost,
@@ -336,7 +360,7 @@ class Dispatcher:
             paths,
         )
         data = auth.sealed(to.key, Kind.REQUEST, Command.CALL, transaction, message)
-        question = Question(transaction, data, to, CALL_PATIENCE)
+        question = Question(transaction, data, listener, CALL_PATIENCE)
         rendezvous.settle = self._ask(
             question, lambda status: self._called(rendezvous.name, status), now
         )

@@ -19,6 +19,7 @@ import hmac
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from typing import Protocol
 
 from gcbpatch.addresses import Address
 from gcbpatch.errors import GcbError, Status
@@ -45,17 +46,26 @@ class Refusal(GcbError):
         self.status = status
 
 
+class Speaker(Protocol):
+    """A connection on which frames can be said."""
+
+    def send(self, data: bytes) -> None:
+        """Say one, if it is open."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sender:
     """Whom a command came from.
 
     ``via`` is this broker's own host that the command came to: answers and CALLs have to
-    leave from there, or the sender's NAT does not know them.
+    leave from there, or the sender's NAT does not know them. ``line`` is the connection that
+    it came by, None if it was a datagram.
     """
 
     address: Address
     via: str
     key: Key | None
+    line: Speaker | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -189,6 +199,13 @@ class Registry:
         return auth.claim(
             self._claim_secret, listener.client, listener.protocol, listener.proxy
         )
+
+    def moved(self, asked: Refresh, sender: Sender) -> list[Address]:
+        """Return the proxy addresses of those whose client is somewhere else than before."""
+        found = (self._listeners.get((asked.client, one)) for one in asked.listeners)
+        where = sender.address, sender.line
+        return [one.proxy for one in found
+                if one and (one.sender.address, one.sender.line) != where]
 
     def expire(self, now: float) -> list[Listener]:
         """Remove and return the listeners whose lifetime is over."""

@@ -1,4 +1,4 @@
-"""The command port: control datagrams by UDP, first frames of relayed halves by TCP.
+"""The command port: control datagrams by UDP, first frames of halves and lines by TCP.
 
 Turns bytes into frames and hands these to dispatch and relay; turns what they refuse into
 bare statuses and one line in the log. It must never send an unproved address more bytes
@@ -34,12 +34,13 @@ from gcbpatch.wire.codec import (
 from gcbpatch.wire.datagrams import MAGIC_SIZE
 from gcbpatch.wire.messages import Command, Join
 from gcbpatch.wire.session import FrameReader
-from gcbpatch.wire.transaction import FIRST_INTERVAL, Requester
+from gcbpatch.wire.transaction import FIRST_INTERVAL, Requester, transaction_of
 
 from .dispatch import Dispatcher, Question
 from .limits import Complaints
+from .lines import Line, Lines
 from .proxies import Acceptor
-from .registry import Refusal
+from .registry import Refusal, Sender
 from .relay import Relays, say_and_close
 
 log = logging.getLogger("brokerd")
@@ -89,6 +90,8 @@ def bare_status(data: bytes, status: Status) -> bytes | None:
 class _Asked:
     question: Question
     done: Callable[[Status], None]
+    sent: Sender
+    """Where the question went last: the answer comes from there."""
 
 
 class Datagrams:
@@ -115,7 +118,7 @@ class Datagrams:
         ``done`` gets the status of the answer, UNKNOWN if there is none. Returns a function
         that ends the matter.
         """
-        self._asked[question.transaction] = _Asked(question, done)
+        asked = self._asked[question.transaction] = _Asked(question, done, question.to)
         # Sent by hand now: datagrams_to_send would look through all that are waiting.
         self._requester.request(
             question.transaction,
@@ -124,17 +127,13 @@ class Datagrams:
             now + FIRST_INTERVAL,
             question.patience - FIRST_INTERVAL,
         )
-        self._send(question.data, question.to.address, question.to.via)
+        self._say(question.data, asked.sent)
         return lambda: self._settle(question.transaction)
 
     def tick(self, now: float) -> None:
         """Send again what is due, give up what is over."""
-        due = self._requester.datagrams_to_send(now)
-        if due:
-            # The requester knows addresses only; datagrams must leave from where they always did.
-            vias = {a.question.data: a.question.to.via for a in self._asked.values()}
-            for data, address in due:
-                self._send(data, address, vias[data])
+        for data, _ in self._requester.datagrams_to_send(now):
+            self._say_again(self._asked[transaction_of(data)])
         for transaction in self._requester.expired(now):
             asked = self._asked.pop(transaction)
             asked.done(Status.UNKNOWN)
@@ -144,6 +143,19 @@ class Datagrams:
         self._watcher.stop()
         self._watcher.close()
         self._sock.close()
+
+    def _say_again(self, asked: _Asked) -> None:
+        """Ask where the client is now; on a line nothing is said twice."""
+        to = asked.question.to
+        if to.line is None or to.line is not asked.sent.line:
+            asked.sent = to
+            self._say(asked.question.data, to)
+
+    def _say(self, data: bytes, to: Sender) -> None:
+        if to.line is not None:
+            to.line.send(data)
+        else:
+            self._send(data, to.address, to.via)
 
     def _settle(self, transaction: int) -> None:
         self._requester.settle(transaction)
@@ -168,7 +180,7 @@ class Datagrams:
         try:
             frame = parse(data)
             if frame.kind is Kind.REPLY:
-                self._answered(frame, peer)
+                self._answered(frame, peer, None)
                 return
             assert self.dispatcher is not None
             reply = self.dispatcher.answer(frame, peer, via, now, by_port=bool(magic))
@@ -178,12 +190,22 @@ class Datagrams:
         if reply is not None:
             self._send(magic + reply, peer, via)
 
-    def _answered(self, frame: Frame, peer: Address) -> None:
+    def receive(self, frame: Frame, line: Line, now: float) -> bytes | None:
+        """Return the answer to a frame that came by TCP. Raises RemoteProtocolError."""
+        if frame.kind is Kind.REPLY:
+            self._answered(frame, line.peer, line)
+            return None
+        assert self.dispatcher is not None
+        return self.dispatcher.answer(frame, line.peer, line.via, now, line=line)
+
+    def _answered(self, frame: Frame, peer: Address, line: Line | None) -> None:
         """An answer came; one that nobody waits for, or from elsewhere, is passed over."""
         asked = self._asked.get(frame.transaction)
-        if asked is None or asked.question.to.address != peer or frame.command != Command.CALL:
+        if asked is None or frame.command != Command.CALL:
             return
-        auth.check_reply(frame, asked.question.to.key)
+        if (asked.sent.address, asked.sent.line) != (peer, line):
+            return
+        auth.check_reply(frame, asked.sent.key)
         status = status_of(frame)
         self._settle(frame.transaction)
         asked.done(status)
@@ -276,7 +298,7 @@ class _Joining:
 
 
 class Door:
-    """The TCP side: takes the first frame of every connection, which must be a JOIN."""
+    """The TCP side: takes the first frame of every connection, a JOIN or a HELLO."""
 
     def __init__(
         self,
@@ -284,9 +306,11 @@ class Door:
         sock: socket.socket,
         dispatcher: Dispatcher,
         relays: Relays,
+        lines: Lines,
         complainer: Complainer,
     ) -> None:
         self._loop = loop
+        self._lines = lines
         self._dispatcher = dispatcher
         self._relays = relays
         self._complainer = complainer
@@ -327,14 +351,19 @@ class Door:
         except RemoteProtocolError as error:
             self._refuse(self._take(joining), error)
             return
-        self._join(self._take(joining), frame)
+        if frame.kind is Kind.REQUEST and frame.command == Command.HELLO:
+            self._take(joining)
+            self._lines.adopt(joining.sock, joining.peer, frame, time.monotonic())
+        else:
+            self._join(self._take(joining), frame)
 
     def _join(self, joining: _Joining, frame: Frame) -> None:
         try:
             key = self._dispatcher.keyring.authenticate(frame)
             if frame.kind is not Kind.REQUEST or frame.command != Command.JOIN:
                 raise RemoteProtocolError(
-                    Status.UNSUPPORTED, f"command {frame.command} on a connection; JOIN would be"
+                    Status.UNSUPPORTED,
+                    f"command {frame.command} on a connection; JOIN or HELLO would be",
                 )
             self._relays.join(joining.sock, frame, key, cast(Join, message_of(frame)))
         except (RemoteProtocolError, Refusal) as error:

@@ -92,6 +92,7 @@ class Broker:
         self._unreachable = False
         self._answered = asyncio.get_running_loop().time()
         self._heart = Heart(config.lifetime, self._beat)
+        self.control.on_lost = self._heart.soon
 
     @property
     def answers(self) -> bool:
@@ -295,11 +296,15 @@ class Broker:
         self._mine = {i for i in self._mine if self._listeners.get(i)}
         mine = sorted(self._mine)
         leaving = []
-        for start in range(0, len(mine), REFRESH_CHUNK):
-            leaving += await self._refresh(mine[start : start + REFRESH_CHUNK])
+        if self.control.moved():
+            log.info("speaking with %s from %s", self.address[0], self.control.local_host)
+            leaving = await self._register_again(mine)
+        else:
+            for start in range(0, len(mine), REFRESH_CHUNK):
+                leaving += await self._refresh(mine[start : start + REFRESH_CHUNK])
         await self._look_again()
         if self._unreachable:
-            self._heart.failed()
+            self._heart.soon()
         if self._is_over():
             leaving = [one for one in map(self._listeners.get, mine) if one]
         if leaving:
@@ -343,8 +348,12 @@ class Broker:
         assert isinstance(reply, RefreshReply)
         self._heard()
         self._keep_cookie(reply)
-        lost = [one for one in map(self._listeners.get, reply.lost) if one]
-        return [one for one in lost if not await self.register(one) and self.answers]
+        return await self._register_again(reply.lost)
+
+    async def _register_again(self, ids: list[bytes]) -> list[Registrant]:
+        """Register some, with their claims; return those that are refused."""
+        ones = [one for one in map(self._listeners.get, ids) if one]
+        return [one for one in ones if not await self.register(one) and self.answers]
 
     def _keep_cookie(self, reply: RefreshReply) -> None:
         hello = self.control.hello

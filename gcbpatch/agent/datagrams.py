@@ -43,6 +43,8 @@ FAILURES = (Unreachable, RefusedError, RemoteProtocolError)
 class Channel(Control):
     """The exchange with a relay port from a program's own port: a magic before each frame."""
 
+    lines = False
+
     def __init__(
         self,
         sibling: socket.socket,
@@ -77,7 +79,7 @@ class Channel(Control):
                 self._log_once("the relay at %s cannot be reached: %s", error)
                 return
             if source == self.broker and data[:MAGIC_SIZE] == self._magic:
-                self._receive(data[MAGIC_SIZE:])
+                self._receive_datagram(data[MAGIC_SIZE:])
 
 
 def _refuse(_: Call) -> Status:
@@ -170,7 +172,9 @@ class Datagrams:
     async def _register(self, one: Port) -> bool:
         assert self._brokers is not None
         for broker in await self._brokers.candidates():
-            if self._refused.get(broker.address, 0.0) > self._loop.time():
+            if broker.control.by_line:
+                one.reason = "no datagrams reach the broker"
+            elif self._refused.get(broker.address, 0.0) > self._loop.time():
                 one.reason = one.reason or "the broker relays no datagrams"
             elif await self._register_at(broker, one):
                 return True

@@ -19,16 +19,17 @@ MOST_SECONDS = 25.0
 
 
 RETRY_SECONDS = 1.0
-"""The pause after a beat that was not answered: a server that comes back is found soon."""
+"""The pause after a beat that was not answered, give or take a half: a server that comes back
+is found soon, and not by all its clients at once."""
 JITTER = 0.2
-"""Every pause is shorter by up to this part, so that clients do not beat in step."""
+"""Every other pause is shorter by up to this part, so that clients do not beat in step."""
 
 
 def pause(lifetime: float, failed: bool, drawn: float) -> float:
     """Return the seconds until the next beat; ``drawn`` is a number from 0 to 1."""
     seconds = min(lifetime / BEATS_PER_LIFETIME, MOST_SECONDS)
     if failed:
-        seconds = min(seconds, RETRY_SECONDS)
+        return min(seconds, RETRY_SECONDS * (1.5 - drawn))
     return seconds * (1.0 - JITTER * drawn)
 
 
@@ -68,9 +69,10 @@ class Heart:
         """Seconds that a server keeps what nobody refreshes."""
         return self._lifetime
 
-    def failed(self) -> None:
-        """This beat was not answered: the next one follows soon."""
+    def soon(self) -> None:
+        """The last beat was not answered, or another reason not to wait: the next comes soon."""
         self._failed = True
+        self._sooner.set()
 
     def stop(self) -> None:
         """Beat no more."""

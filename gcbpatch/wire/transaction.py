@@ -16,6 +16,11 @@ BACKOFF = 2.0
 MAX_INTERVAL = 2.0
 
 
+def transaction_of(data: bytes) -> int:
+    """Return the transaction id of a frame of ours."""
+    return int.from_bytes(data[8:16], "big")
+
+
 @dataclass(slots=True)
 class _Pending:
     data: bytes

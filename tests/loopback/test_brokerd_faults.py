@@ -254,7 +254,7 @@ FIRST_FRAMES = {
     "garbage": (os.urandom(8) + b"\xff" * 100, None),
     "another version": (changed(HELLO, 2, 9), Status.UNSUPPORTED),
     "too large": (HELLO[:6] + b"\xff\xff" + HELLO[8:], Status.MALFORMED),
-    "a HELLO": (HELLO, Status.UNSUPPORTED),
+    "a REFRESH before HELLO": (build(Kind.REQUEST, Command.REFRESH, 5), Status.UNSUPPORTED),
     "a JOIN that is none": (build(Kind.REQUEST, Command.JOIN, 5, Hello(bytes(16))),
                             Status.MALFORMED),
 }

@@ -57,7 +57,7 @@ ARROWS |= storeys(
     "dispatch",
     "relay",
     "crew worker",
-    "channel proxies probes pump datagrams",
+    "channel proxies probes pump datagrams lines",
     "refusals splitting config metrics limits",
     "registry arrange",
 )
