@@ -31,8 +31,10 @@ class Side:
 def arrange(connector: Side, listener: Side) -> list[Path]:
     """Return the paths between two sides, best first; both sides are told the same.
 
-    RELAYED names no address: each side dials the broker at the address at which it talks
-    to it already, since a broker on a gateway has another one inside than outside.
+    PUNCHED names no address: each side learns the other's when both halves of the relayed
+    connection are there. RELAYED names none either: each side dials the broker at the address
+    at which it talks to it already, since a broker on a gateway has another one inside than
+    outside.
     """
     candidates = (
         (PathKind.LOCAL, _inside(connector, listener)),
@@ -40,7 +42,20 @@ def arrange(connector: Side, listener: Side) -> list[Path]:
         (PathKind.REVERSE, _untranslated(connector)),
     )
     paths = [Path(kind, found[:MOST_ADDRESSES]) for kind, found in candidates if found]
+    if _may_punch(connector, listener):
+        paths.append(Path(PathKind.PUNCHED, []))
     return [*paths, Path(PathKind.RELAYED, [])]
+
+
+def _may_punch(connector: Side, listener: Side) -> bool:
+    """Whether each is seen by a public address of its own, of one family.
+
+    Whether their NATs keep ports, without which it cannot work, shows at the halves.
+    """
+    here, there = connector.observed[0], listener.observed[0]
+    if here == there or (":" in here) != (":" in there):
+        return False
+    return not any(is_private(host) or is_wildcard(host) for host in (here, there))
 
 
 def _inside(connector: Side, listener: Side) -> list[Endpoint]:

@@ -22,8 +22,9 @@ from gcbpatch.errors import Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Key
 from gcbpatch.wire.codec import Frame
-from gcbpatch.wire.messages import Join
+from gcbpatch.wire.messages import Join, JoinReply
 
+from .introductions import introductions
 from .limits import Held, Limits
 from .pump import Joiner, reset
 from .registry import Refusal
@@ -58,12 +59,13 @@ class Half:
     sock: socket.socket
     frame: Frame | None = None
     key: Key | None = None
+    asked: Join | None = None
 
-    def welcome(self) -> bool:
+    def welcome(self, told: JoinReply | None = None) -> bool:
         """Tell the half that it is joined; False if it cannot be told."""
         if self.frame is None:
             return True
-        reply = auth.reply_to(self.frame, self.key, Status.SUCCESS)
+        reply = auth.reply_to(self.frame, self.key, Status.SUCCESS, told)
         try:
             sent = self.sock.send(reply) == len(reply)
             # GO comes next and has no answer: what follows it must not wait for its ACK.
@@ -136,6 +138,14 @@ class Vanishing:
         self._epoll.close()
 
 
+def _introduced(
+    connector: Half, listener: Half
+) -> tuple[JoinReply | None, JoinReply | None]:
+    if connector.asked is None or listener.asked is None:
+        return None, None
+    return introductions((connector.sock, connector.asked), (listener.sock, listener.asked))
+
+
 class Relays:
     """All rendezvous that wait, and the way from there to the pump."""
 
@@ -178,7 +188,7 @@ class Relays:
             raise Refusal(Status.NOT_AUTHORIZED, "JOIN with a wrong proof")
         if asked.listening in rendezvous.used:
             raise Refusal(Status.UNKNOWN, "JOIN of a side that was used already")
-        self._arrive(rendezvous, asked.listening, Half(sock, frame, key))
+        self._arrive(rendezvous, asked.listening, Half(sock, frame, key, asked))
 
     def fail(self, name: bytes, status: Status) -> None:
         """Let a rendezvous end: who waits is told now, who comes before its limit, then."""
@@ -230,7 +240,8 @@ class Relays:
         self._remove(rendezvous)
         connector, listener = rendezvous.halves[CONNECTOR], rendezvous.halves[LISTENER]
         self._taken_halves(rendezvous)
-        if listener.welcome() and connector.welcome():
+        here, there = _introduced(connector, listener)
+        if listener.welcome(there) and connector.welcome(here):
             self._pump.join(
                 connector.sock, listener.sock, lambda: self._limits.give(Held.RELAYS, key)
             )

@@ -16,7 +16,8 @@ from ..wire.messages import Call, PathKind
 from . import opening, paths, streams
 from .attempts import CONNECT_SECONDS, Attempt, Attempts, attempts
 from .broker import Broker
-from .opening import Meeting
+from .meeting import Meeting
+from .punch import Hole
 from .reception import Reception
 
 LATE_GO_SECONDS = 2.0
@@ -33,15 +34,18 @@ async def answer(
     if not call.commit:
         return PathKind.RELAYED, await opening.join(broker, meeting)
     async with reception.expect(meeting, listening=False) as arrivals, attempts() as running:
+        hole = Hole() if meeting.punches else None
+        if hole is not None:
+            running.add(PathKind.PUNCHED, _with_go(hole.punch(meeting), meeting))
         for path in paths.dialled(meeting.paths, paths.DIALLED_BY_LISTENER):
             relayed = path.kind is PathKind.RELAYED
-            step = opening.join(broker, meeting) if relayed else opening.open_at(path, meeting)
-            running.add(path.kind, _with_go(step, meeting))
+            join = opening.join(broker, meeting, hole) if relayed else None
+            running.add(path.kind, _with_go(join or opening.open_at(path, meeting), meeting))
         if paths.expects_open(meeting.paths, paths.OPENED_BY_CONNECTOR):
             running.add(PathKind.DIRECT, _arrival_with_go(arrivals, meeting))
         winner = await _first(running)
         kind = running.pop(winner)
-        return kind, winner.result()
+        return kind, streams.unshare(winner.result())
 
 
 async def _with_go(step: Coroutine[Any, Any, socket.socket], meeting: Meeting) -> socket.socket:

@@ -125,6 +125,12 @@ class Broker:
         return self.address[0], hello.relay_port if hello else self.address[1]
 
     @property
+    def observed(self) -> str:
+        """The host under which it sees us; empty before it was greeted."""
+        hello = self.control.hello
+        return hello.observed.host if hello else ""
+
+    @property
     def hosts(self) -> set[str]:
         """Hosts whose ports may be proxy addresses of this broker."""
         hello = self.control.hello

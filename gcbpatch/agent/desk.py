@@ -40,6 +40,8 @@ from .door import (
 )
 from .gateway import Gateway
 from .listeners import Listener, Listeners
+from .meeting import Meeting
+from .memory import Memory
 from .opening import FAILURES
 from .places import Place
 from .race import race
@@ -62,6 +64,7 @@ class Desk:
         self.registrants = Registrants((self.listeners, self.datagrams))
         self.reception = Reception()
         self._tasks = Tasks()
+        self._memory = Memory()
         self._routes = config.routes
         self._never = config.register == "never"
         start = random.randrange(len(CONNECTOR_PORTS))
@@ -192,10 +195,18 @@ class Desk:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            arranged = await broker.connect(target, port)
-            kind, sock = await race(broker, self.reception, arranged)
+            meeting = Meeting.of(await broker.connect(target, port))
+            between = broker.observed, target
+            if self._memory.hopeless(between, loop.time()):
+                log.info("%s: no punch, as it came to nothing lately", format_address(target))
+                meeting = meeting.without_punch()
+            kind, sock = await race(broker, self.reception, meeting)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
+        if kind is PathKind.PUNCHED:
+            self._memory.worked(between)
+        elif kind is PathKind.RELAYED and meeting.punches:
+            self._memory.failed(between, loop.time())
         took = (loop.time() - began) * 1000
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
         return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()

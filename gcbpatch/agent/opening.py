@@ -10,56 +10,42 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import RefusedError, RemoteProtocolError, Status
-from ..wire import auth
-from ..wire.codec import Kind, build
-from ..wire.messages import Call, Command, Confirm, ConnectReply, Go, Join, Open, OpenReply, Path
+from ..wire.messages import Command, Confirm, Join, Message, Open, OpenReply, Path
 from . import streams
 from .broker import Broker
+from .meeting import NONCE_BYTES, Meeting
+from .punch import Hole
 
-NONCE_BYTES = 16
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
 
 
-@dataclass(frozen=True)
-class Meeting:
-    """One rendezvous as one side of it knows it; ``listening`` tells which side."""
+async def join(broker: Broker, meeting: Meeting, hole: Hole | None = None) -> socket.socket:
+    """Dial the relay and wait until it has the other half.
 
-    name: bytes
-    secret: bytes
-    listening: bool
-    paths: tuple[Path, ...]
-
-    @classmethod
-    def of(cls, arranged: Call | ConnectReply) -> Meeting:
-        """Make it of what the broker said."""
-        listening = isinstance(arranged, Call)
-        return cls(arranged.rendezvous, arranged.secret, listening, tuple(arranged.paths))
-
-    @property
-    def go(self) -> bytes:
-        """The frame after which the program's bytes follow."""
-        return build(Kind.REQUEST, Command.GO, 0, Go(self.name))
-
-    def proof(self, label: str, *nonces: bytes) -> bytes:
-        """Prove the secret."""
-        return auth.proof(self.secret, label, self.name, *nonces)
-
-    def proves(self, label: str, candidate: bytes, *nonces: bytes) -> bool:
-        """Return whether the other side proves the secret."""
-        return auth.check_proof(self.secret, label, self.name, candidate, *nonces)
-
-
-async def join(broker: Broker, meeting: Meeting) -> socket.socket:
-    """Dial the relay and wait until it has the other half."""
-    sock = await streams.dial(broker.relay)
-    label = "join listener" if meeting.listening else "join connector"
-    message = Join(meeting.name, meeting.listening, meeting.proof(label))
-    await or_close(sock, streams.ask(sock, Command.JOIN, message, broker.key))
+    With ``hole`` it is dialled from a port that the punch can use, too.
+    """
+    if hole is None:
+        return (await _join(broker, meeting, await streams.dial(broker.relay)))[0]
+    sock, reply, source = None, None, ("", 0)
+    try:
+        sock = await streams.dial(broker.relay, shared=True)
+        source = sock.getsockname()[:2]
+        sock, reply = await _join(broker, meeting, sock, hole.nonce, source[1])
+    finally:
+        hole.introduce(reply, source)
     return sock
+
+
+async def _join(
+    broker: Broker, meeting: Meeting, sock: socket.socket, nonce: bytes = b"", port: int = 0
+) -> tuple[socket.socket, Message]:
+    label = "join listener" if meeting.listening else "join connector"
+    message = Join(meeting.name, meeting.listening, meeting.proof(label), nonce, port)
+    reply = await or_close(sock, streams.ask(sock, Command.JOIN, message, broker.key))
+    return sock, reply
 
 
 async def open_at(path: Path, meeting: Meeting) -> socket.socket:

@@ -13,6 +13,7 @@ from ..wire.messages import Path, PathKind
 
 LEAST_GRACE = 0.02
 MOST_GRACE = 0.5
+MOST_PUNCH_GRACE = 1.0
 GRACE_FACTOR = 1.0
 
 RANK = {
@@ -39,12 +40,15 @@ def expects_open(paths: Iterable[Path], kinds: frozenset[PathKind]) -> bool:
     return any(p.kind in kinds for p in paths)
 
 
-def grace(elapsed: float) -> float:
+def grace(elapsed: float, punching: bool = False) -> float:
     """Return how many more seconds a ready path waits for a better one.
 
     ``elapsed`` is how long the ready one took: a better path of about the same length
-    should get its chance, a far slower one not.
+    should get its chance, a far slower one not. A punch has a bound of its own in its
+    tries, and is not begun before the relay is ready.
     """
+    if punching:
+        return MOST_PUNCH_GRACE
     return min(max(LEAST_GRACE, GRACE_FACTOR * elapsed), MOST_GRACE)
 
 

@@ -9,34 +9,37 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from ..wire.messages import ConnectReply, PathKind
-from . import opening, paths
+from ..wire.messages import PathKind
+from . import opening, paths, streams
 from .attempts import CONNECT_SECONDS, Attempt, Attempts, attempts
 from .broker import Broker
-from .opening import Meeting
+from .meeting import Meeting
+from .punch import Hole
 from .reception import Reception
 
 
 async def race(
-    broker: Broker, reception: Reception, arranged: ConnectReply
+    broker: Broker, reception: Reception, meeting: Meeting
 ) -> tuple[PathKind, socket.socket]:
     """Return the best connection and its kind, with GO said on it.
 
     Raises what the relay failed with when all have failed.
     """
-    meeting = Meeting.of(arranged)
+    hole = Hole() if meeting.punches else None
     async with reception.expect(meeting, listening=True) as arrivals, attempts() as running:
         for path in paths.dialled(meeting.paths, paths.DIALLED_BY_CONNECTOR):
             relayed = path.kind is PathKind.RELAYED
-            step = opening.join(broker, meeting) if relayed else opening.open_at(path, meeting)
-            running.add(path.kind, step)
+            join = opening.join(broker, meeting, hole) if relayed else None
+            running.add(path.kind, join or opening.open_at(path, meeting))
+        if hole is not None:
+            running.add(PathKind.PUNCHED, hole.punch(meeting))
         if paths.expects_open(meeting.paths, frozenset({PathKind.REVERSE})):
             running.add(PathKind.REVERSE, arrivals.get())
         winner = await _choose(running)
         kind = running.pop(winner)
         sock = winner.result()
     await opening.or_close(sock, asyncio.get_running_loop().sock_sendall(sock, meeting.go))
-    return kind, sock
+    return kind, streams.unshare(sock)
 
 
 async def _choose(running: Attempts) -> Attempt:
@@ -49,7 +52,8 @@ async def _choose(running: Attempts) -> Attempt:
         if best is not None and paths.nothing_better(running[best], (running[a] for a in pending)):
             return best
         if best is not None:
-            deadline = min(deadline, loop.time() + paths.grace(loop.time() - began))
+            punching = PathKind.PUNCHED in (running[a] for a in pending)
+            deadline = min(deadline, loop.time() + paths.grace(loop.time() - began, punching))
         if not pending or loop.time() >= deadline:
             return best or running.failed
         await running.progress(deadline)

@@ -20,7 +20,7 @@ from ..wire.codec import Frame, Kind, message_of
 from ..wire.messages import Command, Confirm, Open, OpenReply
 from . import streams
 from .acceptor import Acceptor
-from .opening import NONCE_BYTES, Meeting
+from .meeting import NONCE_BYTES, Meeting
 
 log = logging.getLogger("gcbpatch.agent")
 

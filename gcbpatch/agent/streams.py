@@ -20,11 +20,44 @@ from ..wire.session import FrameReader
 _RESET = struct.pack("ii", 1, 0)
 
 
-async def dial(address: Address, source: Address | None = None) -> socket.socket:
-    """Connect to ``address``; raises OSError. The socket is closed if this is cancelled."""
+def shared(source: Address) -> socket.socket:
+    """Return a socket on a port that other sockets of ours are on, too; raises OSError."""
+    family = socket.AF_INET6 if ":" in source[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        _share(sock, 1)
+        sock.bind(source)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _share(sock: socket.socket, value: int) -> None:
+    for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+        sock.setsockopt(socket.SOL_SOCKET, option, value)
+
+
+def unshare(sock: socket.socket) -> socket.socket:
+    """Make a socket again what a program's own would be, and return it."""
+    _share(sock, 0)
+    return sock
+
+
+async def dial(
+    address: Address, source: Address | None = None, shared: bool = False
+) -> socket.socket:
+    """Connect to ``address``; raises OSError. The socket is closed if this is cancelled.
+
+    With ``shared`` others may be bound to the same port afterwards; it is nobody else's now.
+    """
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
+        if shared:
+            sock.bind(("", 0))
+            _share(sock, 1)
         sock.setblocking(False)
         if source is not None:
             sock.bind(source)
@@ -127,6 +160,17 @@ async def readable(sock: socket.socket) -> None:
         await future
     finally:
         loop.remove_reader(sock)
+
+
+async def writable(sock: socket.socket) -> None:
+    """Wait until a connect has ended, well or not."""
+    loop = asyncio.get_running_loop()
+    future = loop.create_future()
+    loop.add_writer(sock, _settle, future)
+    try:
+        await future
+    finally:
+        loop.remove_writer(sock)
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -72,7 +72,7 @@ _DECODERS = {
     Kind.REQUEST: {c: msgspec.msgpack.Decoder(t) for c, t in REQUESTS.items()},
     Kind.REPLY: {c: msgspec.msgpack.Decoder(t) for c, t in REPLIES.items()},
 }
-_BARE = frozenset(c for c, t in REPLIES.items() if t is Nothing)
+_BARE = frozenset(c for c, t in REPLIES.items() if t is Nothing) | {Command.JOIN}
 
 
 def frame_size(header: bytes) -> int:

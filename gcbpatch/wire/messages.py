@@ -27,6 +27,8 @@ Short = Annotated[bytes, Meta(min_length=8, max_length=8)]
 """64 bits: an epoch, a cookie, a nonce, or the name of a rendezvous."""
 Proof = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Secret = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Nonce = Annotated[bytes, Meta(max_length=16)]
+Milliseconds = Annotated[int, Meta(ge=0, le=60000)]
 Claim = Annotated[bytes, Meta(max_length=16)]
 Lifetime = Annotated[int, Meta(ge=0, le=86400)]
 Free = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -55,6 +57,7 @@ class Command(enum.IntEnum):
     QUERY = 20
     PROVE = 21
     CONFIRM = 45
+    PUNCH = 46
     PROBE = 50
 
 
@@ -246,10 +249,34 @@ class Call(Message, frozen=True):
 
 
 class Join(Message, frozen=True):
-    """First frame on a TCP connection to the broker: this is a relayed half."""
+    """First frame on a TCP connection to the broker: this is a relayed half.
+
+    With a ``nonce`` the side wants to punch from ``port``, from which this half left.
+    """
 
     rendezvous: Short
     listening: bool
+    proof: Proof
+    nonce: Nonce = b""
+    port: Port = 0
+
+
+class JoinReply(Message, frozen=True):
+    """Both halves are there; ``peer`` is where the other one is seen, if they are to punch.
+
+    ``nonce`` is the other side's, ``wait`` how many milliseconds to wait before connecting,
+    ``round_trip`` how many a way there and back takes at most.
+    """
+
+    peer: Endpoint | None = None
+    nonce: Nonce = b""
+    wait: Milliseconds = 0
+    round_trip: Milliseconds = 0
+
+
+class Punch(Message, frozen=True):
+    """First frame of both sides on a punched connection: proof over the nonces of both."""
+
     proof: Proof
 
 
@@ -428,6 +455,7 @@ REQUESTS: dict[Command, type[Message]] = {
     Command.QUERY: Query,
     Command.PROVE: Prove,
     Command.CONFIRM: Confirm,
+    Command.PUNCH: Punch,
     Command.PROBE: Probe,
 }
 
@@ -438,7 +466,7 @@ REPLIES: dict[Command, type[Message]] = {
     Command.UNREGISTER: Nothing,
     Command.CONNECT: ConnectReply,
     Command.CALL: Nothing,
-    Command.JOIN: Nothing,
+    Command.JOIN: JoinReply,
     Command.OPEN: OpenReply,
     Command.FLOW: FlowReply,
     Command.SESSION: SessionReply,

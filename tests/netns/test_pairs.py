@@ -38,7 +38,7 @@ def test_without_us_nobody_reaches_a_listener_behind_a_nat(world: World) -> None
 PATHS_BY_A_BROKER_OUTSIDE = {
     ("other", "a"): "reverse",
     ("a", "other"): "direct",
-    ("b", "a"): "relayed",
+    ("b", "a"): "punched",
     ("a2", "a"): "local",
 }
 

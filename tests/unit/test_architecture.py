@@ -27,6 +27,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "gcbpatch.mends.*": ("gcbpatch.mends.*",),
     "gcbpatch.sockets.*": PROGRAM,
     "gcbpatch.agent.paths": ("gcbpatch.wire.*", "gcbpatch.routes", *GROUND),
+    "gcbpatch.agent.memory": (),
     "gcbpatch.agent.*": ("gcbpatch.agent.*", "gcbpatch.wire.*", *SETTINGS, *GROUND),
     "gcbpatch.config": ("gcbpatch.wire.*", "gcbpatch.routes", "gcbpatch.routefile", *GROUND),
     "gcbpatch.routefile": ("gcbpatch.routes", *GROUND),
@@ -59,7 +60,7 @@ ARROWS |= storeys(
     "crew worker",
     "channel proxies probes pump datagrams lines",
     "refusals splitting config metrics limits",
-    "registry arrange",
+    "registry arrange introductions",
 )
 ARROWS |= storeys(
     "dpfd",
@@ -79,6 +80,7 @@ RULES = Rules(
     pure=(
         "gcbpatch.wire.*",
         "gcbpatch.agent.paths",
+        "gcbpatch.agent.memory",
         "gcbpatch.routes",
         "brokerd.registry",
         "brokerd.arrange",

@@ -10,8 +10,8 @@ from brokerd.arrange import MOST_ADDRESSES, Side, arrange
 from gcbpatch.wire.codec import MAX_DATAGRAM, Kind, build
 from gcbpatch.wire.messages import Call, Command, Endpoint, PathKind
 
-LOCAL, DIRECT, REVERSE, RELAYED = (
-    PathKind.LOCAL, PathKind.DIRECT, PathKind.REVERSE, PathKind.RELAYED
+LOCAL, DIRECT, REVERSE, PUNCHED, RELAYED = (
+    PathKind.LOCAL, PathKind.DIRECT, PathKind.REVERSE, PathKind.PUNCHED, PathKind.RELAYED
 )
 NAT_A, NAT_B, PUBLIC = "203.0.113.1", "203.0.113.2", "198.51.100.7"
 
@@ -26,7 +26,7 @@ def ways(connector: Side, listener: Side) -> list[tuple[PathKind, list[str]]]:
 
 CASES = {
     "behind two NATs": (
-        side(NAT_A, "10.1.0.2"), side(NAT_B, "10.2.0.2"), [(RELAYED, [])]
+        side(NAT_A, "10.1.0.2"), side(NAT_B, "10.2.0.2"), [(PUNCHED, []), (RELAYED, [])]
     ),
     "behind the same NAT": (
         side(NAT_A, "10.1.0.2"), side(NAT_A, "10.1.0.3"),
@@ -42,7 +42,7 @@ CASES = {
     ),
     "of the same name, behind different NATs": (
         side(NAT_A, "10.1.0.2", network="x"), side(NAT_B, "10.1.0.3", network="x"),
-        [(RELAYED, [])],
+        [(PUNCHED, []), (RELAYED, [])],
     ),
     "with the broker on their gateway": (
         side("10.1.0.2", "10.1.0.2"), side("10.1.0.3", "10.1.0.3"),
@@ -53,22 +53,25 @@ CASES = {
     ),
     "from a private network to a public host": (
         side(NAT_A, "10.1.0.2"), side(PUBLIC, PUBLIC),
-        [(DIRECT, [PUBLIC]), (RELAYED, [])],
+        [(DIRECT, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
     ),
     "from a public host to a private network": (
         side(PUBLIC, PUBLIC), side(NAT_A, "10.1.0.2"),
-        [(REVERSE, [PUBLIC]), (RELAYED, [])],
+        [(REVERSE, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
     ),
     "between public hosts": (
         side(PUBLIC, PUBLIC), side("198.51.100.8", "198.51.100.8"),
-        [(DIRECT, ["198.51.100.8"]), (REVERSE, [PUBLIC]), (RELAYED, [])],
+        [(DIRECT, ["198.51.100.8"]), (REVERSE, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
     ),
     "to a public host with a private leg, seen from elsewhere": (
         side(NAT_A, "10.1.0.2"), side(PUBLIC, "10.9.0.1", PUBLIC),
-        [(DIRECT, [PUBLIC]), (RELAYED, [])],
+        [(DIRECT, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
     ),
     "to an agent without a port to dial": (
         side(NAT_A), side(NAT_A), [(RELAYED, [])]
+    ),
+    "of different families": (
+        side(NAT_A), side("2001:db8::7"), [(RELAYED, [])]
     ),
     "on one host": (
         side("127.0.0.1", "127.0.0.1"), side("127.0.0.1", "127.0.0.1"),

@@ -75,6 +75,7 @@ def sized() -> list[tuple[Command, Kind, str, int, int]]:
     ]
     found += [(Command.REGISTER, Q, "nonce", 8, 8), (Command.CALL, Q, "nonce", 8, 8)]
     found += [(Command.OPEN, Q, "nonce", 16, 16), (Command.OPEN, R, "nonce", 16, 16)]
+    found += [(Command.JOIN, Q, "nonce", 0, 16), (Command.JOIN, R, "nonce", 0, 16)]
     return [*found, (Command.FORWARD, Q, "nonce", 16, 16)]
 
 
@@ -103,6 +104,9 @@ NUMBERS = [
     (Command.HELLO, R, "free", 0, 2**31 - 1),
     (Command.PROBE, Q, "protocol", 6, 17),
     (Command.PROBE, Q, "port", 1, 65535),
+    (Command.JOIN, Q, "port", 0, 65535),
+    (Command.JOIN, R, "wait", 0, 60000),
+    (Command.JOIN, R, "round_trip", 0, 60000),
     (Command.REGISTER, Q, "protocol", 6, 17),
     (Command.CONNECT, Q, "port", 0, 65535),
     (Command.CONNECT, Q, "protocol", 6, 17),
@@ -299,7 +303,7 @@ def test_an_endpoint_is_a_socket_address_and_back() -> None:
 def test_commands_of_gcb_and_dpf_have_their_own_ranges() -> None:
     gcb = {Command.HELLO, Command.REGISTER, Command.REFRESH, Command.UNREGISTER, Command.CONNECT}
     gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW, Command.PROBE}
-    gcb |= {Command.CONFIRM}
+    gcb |= {Command.CONFIRM, Command.PUNCH}
     for command in Command:
         assert command in ((*range(1, 16), *range(45, 60)) if command in gcb else range(16, 32))
 

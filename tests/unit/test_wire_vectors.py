@@ -91,8 +91,8 @@ def test_no_request_and_no_reply_lacks_an_example() -> None:
     assert set(REQUESTS) == set(Command)
 
 
-def test_the_only_commands_without_a_reply_are_confirm_and_go() -> None:
-    assert set(REQUESTS) - set(REPLIES) == {Command.CONFIRM, Command.GO}
+def test_the_only_commands_without_a_reply_are_those_of_agents() -> None:
+    assert set(REQUESTS) - set(REPLIES) == {Command.CONFIRM, Command.GO, Command.PUNCH}
 
 
 def test_names_are_given_once() -> None:
@@ -143,7 +143,7 @@ def test_a_proof(name: str) -> None:
 def test_every_value_is_used_by_a_test() -> None:
     others = {name for name in VALUES if not name.startswith("proof")}
     assert others == {"key id", "cookie", "claim"}
-    assert len(VALUES) - len(others) == 6
+    assert len(VALUES) - len(others) == 8
 
 
 @pytest.mark.parametrize(
@@ -153,6 +153,7 @@ def test_every_value_is_used_by_a_test() -> None:
         ("OPEN request", "proof of who opens"),
         ("OPEN reply", "proof of who is opened"),
         ("CONFIRM request", "proof of who confirms"),
+        ("PUNCH request", "proof of a punching connector"),
         ("PROVE reply", "proof of a management socket"),
     ],
 )

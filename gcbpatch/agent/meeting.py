@@ -1,0 +1,53 @@
+"""One rendezvous as one side of it knows it: its name, its secret, and the proofs of that.
+
+Pure. It must never hand the secret out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ..wire import auth
+from ..wire.codec import Kind, build
+from ..wire.messages import Call, Command, ConnectReply, Go, Path, PathKind
+
+NONCE_BYTES = 16
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """One rendezvous as one side of it knows it; ``listening`` tells which side."""
+
+    name: bytes
+    secret: bytes
+    listening: bool
+    paths: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, arranged: Call | ConnectReply) -> Meeting:
+        """Make it of what the broker said."""
+        listening = isinstance(arranged, Call)
+        return cls(arranged.rendezvous, arranged.secret, listening, tuple(arranged.paths))
+
+    @property
+    def punches(self) -> bool:
+        """Whether the two may try to punch."""
+        return any(path.kind is PathKind.PUNCHED for path in self.paths)
+
+    def without_punch(self) -> Meeting:
+        """The same, where punching is known to come to nothing."""
+        paths = tuple(path for path in self.paths if path.kind is not PathKind.PUNCHED)
+        return replace(self, paths=paths)
+
+    @property
+    def go(self) -> bytes:
+        """The frame after which the program's bytes follow."""
+        return build(Kind.REQUEST, Command.GO, 0, Go(self.name))
+
+    def proof(self, label: str, *nonces: bytes) -> bytes:
+        """Prove the secret."""
+        return auth.proof(self.secret, label, self.name, *nonces)
+
+    def proves(self, label: str, candidate: bytes, *nonces: bytes) -> bool:
+        """Return whether the other side proves the secret."""
+        return auth.check_proof(self.secret, label, self.name, candidate, *nonces)

@@ -1,0 +1,73 @@
+"""What is at a punched address is spoken to only if it proves the secret, over both nonces."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+import pytest
+
+from gcbpatch.agent import streams
+from gcbpatch.agent.meeting import Meeting
+from gcbpatch.agent.punch import Hole
+from gcbpatch.errors import RemoteProtocolError
+from gcbpatch.wire.messages import Command, Endpoint, JoinReply, Punch
+
+HANG_S = 20.0
+MEETING = Meeting(b"a meetin", b"its shared secre", False, ())
+THEIRS = b"nonce of theirs."
+
+
+async def _punch(said_over: str) -> tuple[bytes, bool]:
+    """Punch towards somebody who is there and says PUNCH; return what comes to us of his bytes."""
+    loop = asyncio.get_running_loop()
+    other = socket.create_server(("127.0.0.1", 0))
+    other.setblocking(False)
+    hole = Hole()
+    nonces = {
+        "both nonces": (hole.nonce, THEIRS),
+        "a recorded nonce": (bytes(16), THEIRS),
+        "no nonces": (),
+    }.get(said_over, (hole.nonce, THEIRS))
+    label = "punch connector" if said_over == "our own words" else "punch listener"
+    with streams.shared(("127.0.0.1", 0)) as bound, other:
+        source = bound.getsockname()[:2]
+        reply = JoinReply(Endpoint.of(other.getsockname()), THEIRS, 0, 1)
+        hole.introduce(reply, source)
+        punching = asyncio.ensure_future(hole.punch(MEETING))
+        sock, peer = await loop.sock_accept(other)
+        with sock:
+            assert peer == source
+            await streams.say(sock, Command.PUNCH, Punch(MEETING.proof(label, *nonces)))
+            first = await streams.read_message(sock, Command.PUNCH)
+            proves = isinstance(first, Punch) and MEETING.proves(
+                "punch connector", first.proof, hole.nonce, THEIRS
+            )
+            await loop.sock_sendall(sock, b"bytes")
+            with await punching as punched:
+                return await loop.sock_recv(punched, 10), proves
+
+
+async def _limited(said_over: str) -> tuple[bytes, bool]:
+    async with asyncio.timeout(HANG_S):
+        return await _punch(said_over)
+
+
+def test_who_proves_the_secret_is_who_was_meant() -> None:
+    assert asyncio.run(_limited("both nonces")) == (b"bytes", True)
+
+
+@pytest.mark.parametrize("said_over", ["a recorded nonce", "no nonces", "our own words"])
+def test_a_stranger_at_the_punched_address_gets_nothing(said_over: str) -> None:
+    with pytest.raises(RemoteProtocolError, match="stranger"):
+        asyncio.run(_limited(said_over))
+
+
+def test_who_is_not_introduced_does_not_connect() -> None:
+    async def test() -> None:
+        hole = Hole()
+        hole.introduce(JoinReply(), ("127.0.0.1", 1))
+        with pytest.raises(ConnectionRefusedError, match="no way"):
+            await hole.punch(MEETING)
+
+    asyncio.run(test())
