@@ -132,7 +132,7 @@ def test_listener_and_connector_have_different_brokers(world: World) -> None:
     world.use_broker(world.b, f"{world.other.address},{world.public.address}")
     listening = world.listen(world.a)
     exchanged(world, world.b, listening)
-    assert world.path_to(world.b, listening.address) == "relayed"
+    assert world.path_to(world.b, listening.address) == "punched"
 
 
 def test_a_dead_broker_in_the_list_is_nothing_to_wait_for(world: World) -> None:

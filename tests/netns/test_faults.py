@@ -21,7 +21,7 @@ LIFETIME = {"GCB_LIFETIME": "3"}
 @pytest.fixture
 def world(lab: Lab, tmp_path: Path) -> World:
     """Two NAT gateways that drop what is unsolicited."""
-    return World(lab, tmp_path)
+    return World(lab, tmp_path, mapping="random")
 
 
 def echo(world: World, host: Host) -> tuple[Program, str]:

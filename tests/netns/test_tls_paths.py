@@ -50,7 +50,7 @@ for before in True, False:
 @pytest.fixture
 def world(lab: Lab, tmp_path: Path) -> World:
     """A broker outside, everybody patched, and a certificate for server.test."""
-    world = World(lab, tmp_path)
+    world = World(lab, tmp_path, mapping="random")
     world.broker(world.public)
     for one in (world.a, world.a2, world.b, world.other):
         world.use_broker(one, world.public.address, GCB_REGISTER="always")
