@@ -25,6 +25,7 @@ from .config import BrokerConfig, read_or_make_key
 from .crew import Crew
 from .datagrams import RECEIVE_BUFFER, DatagramProxies
 from .dispatch import Dispatcher, Identity
+from .holds import Holds
 from .limits import Limits
 from .lines import Lines
 from .proxies import Proxies, is_local
@@ -78,6 +79,8 @@ class Daemon:
             self._loop, relay, config.address, _proxy_host(config.address)
         )
         self._dispatcher.datagrams = self._relayed
+        self._dispatcher.hear = self._datagrams.hear
+        self._holds = self._dispatcher.holds = Holds(self._loop)
         self._lines = Lines(self._loop, self._datagrams.receive, complainer.complain)
         self._door = Door(
             self._loop, tcp, self._dispatcher, self._relays, self._lines, complainer
@@ -171,6 +174,7 @@ class Daemon:
         self._lines.close()
         self._proxies.close()
         self._relayed.close()
+        self._holds.close()
         self._relays.close()
         self._dispatcher.probes.close()
         if self._pump is not self._proxies:

@@ -1,8 +1,9 @@
 """One function per command: what a broker does when it is asked, and when somebody connects.
 
 Order of every request: authenticate, look whether it was answered before, decode, prove the
-address (cookie), count, carry out once, keep the answer. HELLO alone comes before the proof
-of address: it changes nothing, and its answer is never larger than its question.
+address (cookie), count, carry out once, keep the answer. HELLO and ASK alone come before the
+proof of address: HELLO changes nothing, ASK leaves a count that is bounded and expires, and
+their answers are never larger than the questions.
 
 It must never touch a socket's bytes, and never let an unproved address change any state.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +26,7 @@ from gcbpatch.wire.codec import Frame, Kind, message_of
 from gcbpatch.wire.messages import (
     TCP,
     UDP,
+    Ask,
     Call,
     Command,
     Connect,
@@ -48,6 +51,7 @@ from gcbpatch.wire.replay import Answers
 
 from .arrange import Side, arrange
 from .datagrams import DatagramProxies
+from .holds import Holds
 from .limits import Held, Limits
 from .probes import Probes
 from .proxies import ProxySockets
@@ -78,7 +82,7 @@ class Question:
         return self.listener.sender
 
 
-Ask = Callable[[Question, Callable[[Status], None], float], Callable[[], None]]
+SendQuestion = Callable[[Question, Callable[[Status], None], float], Callable[[], None]]
 """Sends a question until it is answered or given up (UNKNOWN); returns how to stop that."""
 
 
@@ -107,7 +111,7 @@ class Dispatcher:
         limits: Limits,
         registry: Registry,
         relays: Relays,
-        ask: Ask,
+        ask: SendQuestion,
     ) -> None:
         self.keyring = keyring
         self._identity = identity
@@ -119,6 +123,9 @@ class Dispatcher:
         self.probes = Probes()
         self.proxies: ProxySockets | None = None
         self.datagrams: DatagramProxies | None = None
+        self.holds: Holds | None = None
+        self.hear: Callable[[], None] = lambda: None
+        """Reads the commands that are there already."""
         self._commands: dict[int, Callable[..., Message]] = {
             Command.REGISTER: self._register,
             Command.REFRESH: self._refresh,
@@ -147,6 +154,8 @@ class Dispatcher:
         Raises RemoteProtocolError for what is not allowed at all: to be answered with a
         bare status, and logged.
         """
+        if frame.command == Command.ASK:
+            return self._asked(frame, address, now)
         key = self.keyring.authenticate(frame)
         whom = _whom(address, line)
         if frame.command == Command.HELLO:
@@ -203,6 +212,19 @@ class Dispatcher:
                 f"HELLO of {frame.size} bytes with an answer of {len(reply)}; padding is missing",
             )
         return reply
+
+    def _asked(self, frame: Frame, address: Address, now: float) -> bytes:
+        """Answer who does not know us and is connecting to us; bare, whatever the answer is."""
+        asked = message_of(frame)
+        assert isinstance(asked, Ask)
+        if self.keyring:
+            # A token is nothing to show to strangers: who asks has none, and is an ordinary one.
+            return auth.reply_to(frame, None, Status.NOT_AUTHORIZED)
+        if self._registry.at(asked.protocol, (self._identity.host, asked.port)) is None:
+            return auth.reply_to(frame, None, Status.UNKNOWN)
+        if self.holds is not None and asked.protocol == TCP:
+            self.holds.expected.add((address[0], asked.port), now)
+        return auth.reply_to(frame, None, Status.SUCCESS)
 
     def _register(self, asked: Register, sender: Sender, now: float) -> RegisterReply:
         if asked.protocol not in (TCP, UDP):
@@ -304,7 +326,15 @@ class Dispatcher:
     # --- what happens without a command
 
     def accepted(self, port: int, sock: socket.socket, peer: Address, now: float) -> None:
-        """An ordinary connection came to a proxy socket: call its listener."""
+        """An ordinary connection came to a proxy socket: call its listener, if it stays one."""
+        # The question was sent before the connection was begun, but sockets are read in any order.
+        self.hear()
+        if self.holds is not None and self.holds.expected.take((peer[0], port), now):
+            self.holds.hold(sock, lambda: self._stays(port, sock, peer, time.monotonic()))
+        else:
+            self._stays(port, sock, peer, now)
+
+    def _stays(self, port: int, sock: socket.socket, peer: Address, now: float) -> None:
         listener = self._registry.at(TCP, (self._identity.host, port))
         if listener is None:
             reset(sock)

@@ -108,7 +108,7 @@ class Datagrams:
     def start(self, dispatcher: Dispatcher) -> None:
         """Begin to answer."""
         self.dispatcher = dispatcher
-        self._watcher.start(self._readable)
+        self._watcher.start(self.hear)
 
     def ask(
         self, question: Question, done: Callable[[Status], None], now: float
@@ -161,7 +161,8 @@ class Datagrams:
         self._requester.settle(transaction)
         self._asked.pop(transaction, None)
 
-    def _readable(self) -> None:
+    def hear(self) -> None:
+        """Answer what has come."""
         now = time.monotonic()
         for _ in range(DATAGRAMS):
             try:

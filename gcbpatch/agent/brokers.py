@@ -14,6 +14,7 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from ..addresses import Address, format_address, is_ip
 from ..config import ClientConfig
@@ -30,6 +31,8 @@ LEAST_WAIT = 0.3
 """Seconds that brokers have to answer beyond the first of them: one may be lost on the way."""
 
 LOOKUP_SECONDS = 2.0
+MOST_MET = 64
+"""Brokers that are remembered though nobody has configured them."""
 
 
 async def resolve(config: ClientConfig) -> list[Address]:
@@ -67,6 +70,7 @@ class Brokers:
         self._reception_port = reception_port
         self._on_call = on_call
         self._brokers: dict[Address, Broker] = {}
+        self._met: dict[Address, Broker] = {}
         self._homeless: set[bytes] = set()
         self._heart = Heart(config.lifetime, self._beat)
         self._looked_up = float("-inf")
@@ -113,6 +117,25 @@ class Brokers:
         if found:
             self._forget_all_but(set(found))
         return bool(fresh)
+
+    def meet(self, address: Address) -> Broker:
+        """Return a broker that has made itself known; it never gets a token of ours."""
+        met = self._met.pop(address, None)
+        if met is None:
+            config = replace(self._config, token="", token_file="")
+            met = Broker(
+                address,
+                self._client,
+                config,
+                self._registrants,
+                self._reception_port,
+                self._on_call,
+                self._left,
+            )
+        self._met[address] = met
+        if len(self._met) > MOST_MET:
+            self._met.pop(next(iter(self._met))).close()
+        return met
 
     def _forget_all_but(self, found: set[Address]) -> None:
         """A name stands for others now; who has our listeners stays until they have moved."""
@@ -208,6 +231,6 @@ class Brokers:
     async def close(self) -> None:
         """Stop; registrations are left to their lifetime."""
         self._heart.stop()
-        for broker in self:
+        for broker in (*self, *self._met.values()):
             broker.close()
         await self._tasks.finish(1.0)

@@ -171,6 +171,9 @@ class Desk:
         for broker in self.brokers:
             if target[0] in broker.hosts and await broker.reach():
                 return await self._dial_by(broker, target, asked.port or next(self._ports))
+        met = self.brokers.meet((target[0], asked.broker)) if asked.broker else None
+        if met is not None and await met.reach():
+            return await self._dial_by(met, target, asked.port or next(self._ports))
         return Dialled("kernel", kernel=asked.target, reason="no broker of it answers"), None
 
     def _mine(self, target: Address, brokered: bool) -> Listener | None:

@@ -111,11 +111,13 @@ class Find(DoorMessage, frozen=True):
 class Dial(DoorMessage, frozen=True):
     """Make a connection to ``target`` by the best path there is.
 
-    ``port`` is the one that the program has bound, by which the listener shall know it.
+    ``port`` is the one that the program has bound, by which the listener shall know it;
+    ``broker`` the command port of that host, if it has said that it is one.
     """
 
     target: Endpoint
     port: Annotated[int, Meta(ge=0, le=65535)] = 0
+    broker: Annotated[int, Meta(ge=0, le=65535)] = 0
 
 
 class Bind(DoorMessage, frozen=True):

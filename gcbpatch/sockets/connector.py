@@ -1,31 +1,58 @@
 """Which connects are for the agent, and which for the kernel alone.
 
 Only addresses of hosts that are known to be brokers, or of our own gateway, go to the
-agent; everything else is the kernel's as ever and costs a set look-up. It must never send
-anything itself.
+agent; everything else is the kernel's as ever and costs a set look-up, once it has been asked
+whether it is a broker. It must never wait for an answer to that.
 """
 
 from __future__ import annotations
 
 import _socket
+import enum
 import logging
 import math
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from cachetools import TTLCache
 from gevent.socket import getaddrinfo
 
-from ..addresses import Address, is_ip, is_private
+from ..addresses import BROKER_PORT, Address, is_ip, is_multicast, is_private, is_wildcard
+from ..errors import Status
 from ..routes import Way
-from .later import AgentGone, door
+from .later import AgentGone, Later, door
 from .link import Link
+
+if TYPE_CHECKING:
+    from .question import Question, Told
 
 log = logging.getLogger("gcbpatch")
 
+# Loaded when a host is asked for the first time, and the messages with it.
+_questions = Later("gcbpatch.sockets.question")
+
 WORLD_SECONDS = 60.0
 WORLD_FAILURE_SECONDS = 5.0
+YES_SECONDS = 3600.0
+NO_SECONDS = 600.0
+NO_PROXY_SECONDS = 2.0
+"""Somebody may be about to register there."""
+MOST_ANSWERS = 4096
 _LOOPBACK = "127."
 _MOST_ORDINARY = 1024
+
+
+class Choice(enum.Enum):
+    """Who connects; with QUESTION the kernel does, while the host is asked what it is."""
+
+    KERNEL = enum.auto()
+    AGENT = enum.auto()
+    QUESTION = enum.auto()
+
+
+def _may_be_a_broker(host: str) -> bool:
+    """Whether it is worth asking: what is private has to be configured, or routed."""
+    return is_ip(host) and not (is_private(host) or is_wildcard(host) or is_multicast(host))
 
 
 class Connector:
@@ -36,7 +63,7 @@ class Connector:
         config = link.config
         self._routes = config.routes
         self._table = self._routes.current
-        self._command_ports = {port for _, port in config.brokers}
+        self._command_ports = {BROKER_PORT, *(port for _, port in config.brokers)}
         self._configured = {host for host, _ in config.brokers}
         # A broker known by a name or by an inside address has its proxies somewhere else,
         # and only the gateway knows its public addresses: then the agent must be asked.
@@ -47,40 +74,78 @@ class Connector:
         self._fresh_until = math.inf if self._self_evident else 0.0
         self._failed_until = 0.0
         self._ordinary: set[str] = set()
+        # What was answered, each with its time: hosts that are brokers, with the port that said
+        # so; hosts that are none; and addresses of brokers that are nobody's proxy.
+        self._met: TTLCache[str, int] = TTLCache(MOST_ANSWERS, YES_SECONDS)
+        self._brokerless: TTLCache[str, bool] = TTLCache(MOST_ANSWERS, NO_SECONDS)
+        self._without_proxy: TTLCache[Address, bool] = TTLCache(MOST_ANSWERS, NO_PROXY_SECONDS)
 
     def is_ordinary(self, address: Any) -> bool:
         """Whether it is known already that the agent has nothing to do with ``address``.
 
-        This is all that most connects cost; False only means that wanted() must look.
+        This is all that most connects cost; False only means that choose() must look.
         """
         return (
             type(address) is tuple
             and len(address) > 1
             and type(address[0]) is str
-            and address[0] in self._ordinary
+            and (address[0] in self._ordinary or address[0] in self._brokerless)
             and (self._self_evident or time.monotonic() < self._fresh_until)
             and self._routes.current is self._table
         )
 
-    def wanted(self, target: Address) -> bool:
-        """Return whether the agent should make a connection to ``target``, an IPv4 literal."""
+    def choose(self, target: Address) -> Choice:
+        """Return who connects to ``target``, an IPv4 literal."""
         host, port = target
         if port in self._command_ports or not 0 < port < 65536:
-            return False
-        if not self._is_of_interest(host):
-            self._remember(host)
-            return False
-        return True
+            return Choice.KERNEL
+        way = self._way(host)
+        if way in (Way.GCB, Way.DPF):
+            return Choice.AGENT
+        if way is None and not host.startswith(_LOOPBACK):
+            if host in self._hosts() or host in self._met:
+                return Choice.AGENT
+            if _may_be_a_broker(host):
+                is_known = host in self._brokerless or target in self._without_proxy
+                return Choice.KERNEL if is_known else Choice.QUESTION
+        self._remember(host)
+        return Choice.KERNEL
 
-    def _is_of_interest(self, host: str) -> bool:
+    def _way(self, host: str) -> Way | None:
         table = self._routes.current
         if table is not self._table:
             self._table = table
             self._ordinary.clear()
-        way = table.way(host)
-        if way is not None:
-            return way in (Way.GCB, Way.DPF)
-        return not host.startswith(_LOOPBACK) and host in self._hosts()
+        return table.way(host)
+
+    # --- hosts that nobody has told us of
+
+    def ask(self, target: Address, told: Told) -> Question | None:
+        """Ask an unknown host; None if it cannot be asked: it is no broker then."""
+
+        def learn(said: Status | None, port: int) -> None:
+            self._learn_of(target, said, port)
+            told(said, port)
+
+        try:
+            question: Question = _questions.Question(target, self._command_ports, learn)
+        except (AgentGone, OSError):
+            self.is_silent(target)
+            return None
+        return question
+
+    def _learn_of(self, target: Address, said: Status | None, port: int) -> None:
+        if said is Status.SUCCESS:
+            self._brokerless.pop(target[0], None)
+            self._met[target[0]] = port
+        elif said is Status.UNKNOWN:
+            self._without_proxy[target] = True
+        else:
+            self.is_silent(target)
+
+    def is_silent(self, target: Address) -> None:
+        """Nobody answers there; a late answer is welcome all the same."""
+        self._brokerless[target[0]] = True
 
     def _remember(self, host: str) -> None:
         """Have the next connect to an ordinary host cost no more than a look into a set."""
@@ -93,9 +158,13 @@ class Connector:
         if not self._self_evident:
             self._fresh_until = 0.0
 
-    def begin(self, address: Address, port: int) -> Any:
-        """Ask the agent; returns the door connection on which the answer comes."""
-        return self.link.begin(door.Dial(door.Endpoint.of(address), port))
+    def begin(self, address: Address, port: int, broker: int = 0) -> Any:
+        """Ask the agent; returns the door connection on which the answer comes.
+
+        ``broker`` is the port at which that host has said that it is one.
+        """
+        broker = broker or self._met.get(address[0], 0)
+        return self.link.begin(door.Dial(door.Endpoint.of(address), port, broker))
 
     def _hosts(self) -> frozenset[str]:
         """The hosts whose addresses may be brokered, as far as anybody knows now."""

@@ -36,7 +36,7 @@ class Pending:
     """
 
     def __init__(
-        self, sock: Any, peer: Any, target: Address, conn: _socket.socket, table: Table
+        self, sock: Any, peer: Any, target: Address, conn: _socket.socket | None, table: Table
     ) -> None:
         self.done = False
         self.names: Names | None = None
@@ -46,7 +46,8 @@ class Pending:
         self._error = 0
         self._table = table
         self._process = os.getpid()
-        self._conn = conn
+        self._conn: _socket.socket | None = None
+        self._watcher: Any = None
         self._original = _raw(fileno=os.dup(_raw.fileno(sock)))
         self._original.setblocking(False)  # socket.setdefaulttimeout() must not reach the hub
         self._placeholder = Placeholder()
@@ -54,6 +55,12 @@ class Pending:
         self._members: list[weakref.ref[Any]] = []
         self.cover(_raw.fileno(sock))
         table.put(sock, self)
+        if conn is not None:
+            self.listen_to(conn)
+
+    def listen_to(self, conn: _socket.socket) -> None:
+        """The agent has been asked, and answers there."""
+        self._conn = conn
         self._watcher = get_hub().loop.io(conn.fileno(), 1)
         self._watcher.start(self._answered)
 
@@ -89,6 +96,7 @@ class Pending:
             self._stand_apart()
             return
         fds: list[int] = []
+        assert self._conn is not None
         try:
             answer, fds = door.receive_answer(self._conn)
         except (OSError, door.DoorError) as error:
@@ -153,7 +161,7 @@ class Pending:
         return mapped(address) if self._family == socket.AF_INET6 else address
 
     def _finish(self, error: int) -> None:
-        self._conn.close()
+        self._hang_up()
         self._error, self.done = error, True
         self._table.drop(self._placeholder.inode)
         if not error:
@@ -200,7 +208,7 @@ class Pending:
         if not self.done:
             self.done = True
             self._stop_watching()
-            self._conn.close()
+            self._hang_up()
             self._original.close()
             self._table.drop(self._placeholder.inode)
         self._placeholder.close()
@@ -208,6 +216,12 @@ class Pending:
     def release(self) -> None:
         """The table has lost sight of the placeholder; nothing more is held by it."""
 
+    def _hang_up(self) -> None:
+        if self._conn is not None:
+            self._conn.close()
+
     def _stop_watching(self) -> None:
-        self._watcher.stop()
-        self._watcher.close()
+        if self._watcher is not None:
+            self._watcher.stop()
+            self._watcher.close()
+            self._watcher = None

@@ -18,10 +18,12 @@ from typing import Any
 from gevent._socket3 import _wrefsocket
 
 from ..addresses import Address, is_loopback, is_wildcard, mapped, unmapped
+from ..errors import Status
 from ..routefile import RouteFile
 from ..routes import Routes, Way
+from .asking import Asking
 from .connecting import become_connecting
-from .connector import Connector
+from .connector import Choice, Connector
 from .gate import Gate
 from .later import AgentGone, Later
 from .link import Link
@@ -387,8 +389,10 @@ class Raw(_wrefsocket):
         if target is None:
             return None, address
         self._is_no_listener()
-        ours = connector.wanted(target)
-        return self._begin(connector, target) if ours else None, address
+        choice = connector.choose(target)
+        if choice is Choice.QUESTION:
+            return self._ask(connector, target), address
+        return self._begin(connector, target) if choice is Choice.AGENT else None, address
 
     def _is_no_listener(self) -> None:
         """A socket that connects is no longer one that may come to listen."""
@@ -403,14 +407,36 @@ class Raw(_wrefsocket):
         except AgentGone as error:
             connector.link.warn_once("no agent: %s", error)
             return None
-        peer = mapped(target) if self.family == socket.AF_INET6 else target
-        objects, numbers = LAYER.twins.take(self)
-        pending = Pending(self, peer, target, conn, LAYER.table)
+        # Who else is this socket can be told only while the number is its own.
+        twins = LAYER.twins.take(self)
+        self._become(Pending(self, self._peer(target), target, conn, LAYER.table), *twins)
+        return errno.EINPROGRESS
+
+    def _ask(self, connector: Connector, target: Address) -> int | None:
+        """Ask a host that nobody knows while the kernel connects; None if it cannot be asked."""
+        asking: list[Asking] = []
+
+        def told(said: Status | None, port: int) -> None:
+            for one in asking:
+                one.told(said, port)
+
+        if connector.ask(target, told) is None:
+            return None
+        twins = LAYER.twins.take(self)
+        asking.append(Asking(self, self._peer(target), target, connector, LAYER.table))
+        self._become(asking[0], *twins)
+        asking[0].begin()
+        return errno.EINPROGRESS
+
+    def _peer(self, target: Address) -> Any:
+        return mapped(target) if self.family == socket.AF_INET6 else target
+
+    def _become(self, pending: Pending, objects: list[Any], numbers: list[int]) -> None:
+        """All that are this socket are a connecting one from now on."""
         for number in numbers:
             pending.cover(number)
         for one in (self, *objects):
             become_connecting(one, pending)
-        return errno.EINPROGRESS
 
     def _sendto_by_gate(self, *args: Any) -> int:
         """As sendto; raises PermissionError where a route denies."""

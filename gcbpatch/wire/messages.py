@@ -59,6 +59,7 @@ class Command(enum.IntEnum):
     CONFIRM = 45
     PUNCH = 46
     PROBE = 50
+    ASK = 51
 
 
 class PathKind(enum.IntEnum):
@@ -437,6 +438,13 @@ class ProbeReply(Message, frozen=True):
     target: Endpoint
 
 
+class Ask(Message, frozen=True):
+    """Program to a host that it is about to connect to: are you a broker with a proxy there?"""
+
+    protocol: Protocol
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+
 REQUESTS: dict[Command, type[Message]] = {
     Command.HELLO: Hello,
     Command.REGISTER: Register,
@@ -457,6 +465,7 @@ REQUESTS: dict[Command, type[Message]] = {
     Command.CONFIRM: Confirm,
     Command.PUNCH: Punch,
     Command.PROBE: Probe,
+    Command.ASK: Ask,
 }
 
 REPLIES: dict[Command, type[Message]] = {
@@ -476,5 +485,6 @@ REPLIES: dict[Command, type[Message]] = {
     Command.QUERY: QueryReply,
     Command.PROVE: ProveReply,
     Command.PROBE: ProbeReply,
+    Command.ASK: Nothing,
 }
 """The body of a reply with status SUCCESS; a reply with any other status has none."""

@@ -58,7 +58,7 @@ ARROWS |= storeys(
     "dispatch",
     "relay",
     "crew worker",
-    "channel proxies probes pump datagrams lines",
+    "channel proxies probes holds pump datagrams lines",
     "refusals splitting config metrics limits",
     "registry arrange introductions",
 )

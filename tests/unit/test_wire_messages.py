@@ -107,6 +107,8 @@ NUMBERS = [
     (Command.JOIN, Q, "port", 0, 65535),
     (Command.JOIN, R, "wait", 0, 60000),
     (Command.JOIN, R, "round_trip", 0, 60000),
+    (Command.ASK, Q, "protocol", 6, 17),
+    (Command.ASK, Q, "port", 1, 65535),
     (Command.REGISTER, Q, "protocol", 6, 17),
     (Command.CONNECT, Q, "port", 0, 65535),
     (Command.CONNECT, Q, "protocol", 6, 17),
@@ -303,7 +305,7 @@ def test_an_endpoint_is_a_socket_address_and_back() -> None:
 def test_commands_of_gcb_and_dpf_have_their_own_ranges() -> None:
     gcb = {Command.HELLO, Command.REGISTER, Command.REFRESH, Command.UNREGISTER, Command.CONNECT}
     gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW, Command.PROBE}
-    gcb |= {Command.CONFIRM, Command.PUNCH}
+    gcb |= {Command.CONFIRM, Command.PUNCH, Command.ASK}
     for command in Command:
         assert command in ((*range(1, 16), *range(45, 60)) if command in gcb else range(16, 32))
 
