@@ -6,7 +6,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gcbpatch.errors import RemoteProtocolError
-from gcbpatch.wire.datagrams import MOST_OPEN, MOST_PAYLOAD, Header, Parts, parse, parts, whole
+from gcbpatch.wire.datagrams import (
+    MOST_OPEN,
+    MOST_PAYLOAD,
+    Header,
+    Parts,
+    parse,
+    parts,
+    refused,
+    whole,
+)
 from tests.fuzz.material import cut_or_joined, fuzzed, mutated
 from tests.unit.vectors import relayed
 
@@ -16,7 +25,9 @@ octets = st.one_of(
     st.binary(max_size=60),
     mutated(EXAMPLES),
     cut_or_joined(EXAMPLES),
-    st.builds(bytes.__add__, st.sampled_from([b"\xd4", b"\xd6", b"\xe4", b"\xe6"]), st.binary()),
+    st.builds(
+        bytes.__add__, st.sampled_from([b"\xd4", b"\xd6", b"\xe4", b"\xe6", b"\xf4"]), st.binary()
+    ),
 )
 
 
@@ -27,6 +38,14 @@ def read(data: bytes) -> Header | None:
         return None
 
 
+def built(header: Header) -> bytes:
+    if header.refused:
+        return refused(header.peer)
+    if header.part:
+        return parts(header.peer, header.number)[header.part - 1]
+    return whole(header.peer)
+
+
 @fuzzed
 @given(octets)
 def test_a_header_is_read_or_refused(data: bytes) -> None:
@@ -34,10 +53,7 @@ def test_a_header_is_read_or_refused(data: bytes) -> None:
     if header is None:
         return
     assert header.size <= len(data)
-    built = (
-        parts(header.peer, header.number)[header.part - 1] if header.part else whole(header.peer)
-    )
-    assert built == data[: header.size], "what is taken is what would be sent"
+    assert built(header) == data[: header.size], "what is taken is what would be sent"
 
 
 @fuzzed
