@@ -8,6 +8,7 @@ there is nobody to tell apart, and only the bounds for all hold.
 from __future__ import annotations
 
 import enum
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,8 +85,8 @@ class Meter:
         """``rates`` are datagrams and octets a second, and may change at any time."""
         self._rates = rates
         self._above = above
-        self._datagrams, self._octets = map(float, rates())
-        self._filled = 0.0
+        self._datagrams = self._octets = 0.0
+        self._filled = -math.inf
 
     def has_room(self, now: float) -> bool:
         """Return whether one more may be relayed."""

@@ -152,3 +152,50 @@ def test_dups_of_a_connected_socket_are_connected_in_other_processes_too(relay: 
         assert ours.recv(100) == b"from the child"
         """
     )
+
+
+def test_a_peer_behind_the_relay_refuses_as_the_kernel_tells_it(relay: Relay) -> None:
+    relay.good(
+        """
+        ours, peer = bound(), plain()
+        where = peer.getsockname()
+        peer.sendto(b"here", ours.getsockname())
+        assert ours.recv(10) == b"here"
+        ours.connect(where)
+        peer.close()
+        receives = [
+            lambda: ours.recv(10), lambda: ours.recvfrom(10), lambda: ours.recvmsg(10, 100),
+            lambda: ours.recv_into(bytearray(10)), lambda: ours.recv(10, socket.MSG_PEEK),
+            lambda: ours.send(b"next"), lambda: ours.sendmsg([b"next"]),
+        ]
+        for call in receives:
+            ours.send(b"is there anybody?")
+            assert select.select([ours], [], [], 20)[0]
+            assert raises(ConnectionRefusedError, call).errno == errno.ECONNREFUSED
+            assert not select.select([ours], [], [], 0)[0], "it is told once"
+        """
+    )
+
+
+def test_a_socket_that_is_not_connected_hears_nothing_of_refusals(relay: Relay) -> None:
+    relay.good(
+        """
+        ours, gone, other = bound(), plain(), plain()
+        for peer in (gone, other):
+            peer.sendto(b"here", ours.getsockname())
+            assert ours.recv(10) == b"here"
+        where = gone.getsockname()
+        gone.close()
+        for connected in (False, True):
+            if connected:
+                ours.connect(other.getsockname())
+            for _ in range(10):
+                ours.sendto(b"anybody?", where)
+            ours.sendto(b"answer me", other.getsockname())
+            assert other.recvfrom(20) == (b"answer me", ours.getsockname())
+            # The relay has told of the refusals before it sent this one's answer.
+            assert not select.select([ours], [], [], 0.2)[0]
+            other.sendto(b"answer", ours.getsockname())
+            assert ours.recvfrom(10) == (b"answer", other.getsockname())
+        """
+    )

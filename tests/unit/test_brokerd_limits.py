@@ -115,3 +115,52 @@ def test_complaints_are_bounded_in_rate_and_memory() -> None:
         complaints.is_new(peer, "x", 10.0 + second)
     assert complaints.is_new(peers[0], "x", 100.0)
     assert not complaints.is_new(peers[19], "x", 101.0)
+
+
+def meters() -> Limits:
+    return Limits(Bounds(datagrams=100, kilobytes=10, token_datagrams=10, token_kilobytes=2))
+
+
+def relayed(limits: Limits, key: Key | None, size: int, now: float) -> int:
+    """How many datagrams of a size are relayed at one moment."""
+    meter, count = limits.meter(key), 0
+    while meter.has_room(now):
+        meter.spend(size)
+        count += 1
+    return count
+
+
+def test_datagrams_and_octets_of_a_token_are_bounded_by_the_second() -> None:
+    limits = meters()
+    assert relayed(limits, ALICE, 0, 5.0) == 10
+    assert relayed(limits, ALICE, 0, 5.5) == 5
+    assert relayed(limits, ALICE, 0, 9.0) == 10
+    assert relayed(limits, BOB, 500, 5.0) == 4
+    assert relayed(limits, BOB, 500, 6.0) == 4
+
+
+def test_one_datagram_too_large_is_paid_back() -> None:
+    limits = meters()
+    assert relayed(limits, ALICE, 6000, 5.0) == 1
+    assert relayed(limits, ALICE, 6000, 6.9) == 0
+    assert relayed(limits, ALICE, 6000, 7.1) == 1
+
+
+def test_slow_meters_fill_however_often_they_are_asked() -> None:
+    limits = Limits(Bounds(datagrams=1, kilobytes=1))
+    relayed(limits, None, 1, 0.0)
+    assert sum(relayed(limits, None, 1, n / 1000) for n in range(1, 3000)) == 3
+
+
+def test_all_tokens_together_have_their_bound_too() -> None:
+    limits = meters()
+    keys = [Key(b"token of %d" % n, str(n)) for n in range(20)]
+    assert sum(relayed(limits, key, 0, 5.0) for key in keys) == 100
+    assert relayed(limits, None, 0, 5.0) == 0
+
+
+def test_meters_follow_the_bounds_when_they_change() -> None:
+    limits = meters()
+    relayed(limits, ALICE, 0, 5.0)
+    limits.bounds = Bounds(token_datagrams=3)
+    assert relayed(limits, ALICE, 0, 9.0) == 3
