@@ -28,7 +28,8 @@ def brokerd(config: str | None, **flags: Any) -> None:
     """Broker TCP connections for programs behind NATs and firewalls.
 
     Prints "brokerd ready on IP:PORT" when it serves. SIGTERM ends it, SIGHUP makes it read
-    tokens and limits again.
+    tokens and limits again. SIGUSR1 drains it: it takes no new listeners, sends those it has to
+    other brokers, and ends when its relays have.
     """
 
     def read() -> BrokerConfig:

@@ -25,8 +25,9 @@ from .config import BrokerConfig, read_or_make_key
 from .crew import Crew
 from .datagrams import RECEIVE_BUFFER, DatagramProxies
 from .dispatch import Dispatcher, Identity
+from .drain import Drain
 from .holds import Holds
-from .limits import Limits
+from .limits import Held, Limits
 from .lines import Lines
 from .proxies import Proxies, is_local
 from .pump import Pump
@@ -67,12 +68,13 @@ class Daemon:
         self._datagrams = Datagrams(self._loop, udp, complainer)
         # Under a key that nobody has seen yet there are no claims to wait for.
         quiet_until = now if first_start else now + config.lifetime
-        registry = Registry(
+        self._registry = Registry(
             config.address, Ports(*config.proxy_ports), config.lifetime, claim_secret, quiet_until
         )
+        self._drain = Drain(config.lifetime)
         identity = Identity(config.address, self._port, os.urandom(8), os.urandom(32))
         self._dispatcher = Dispatcher(
-            identity, keyring, self._limits, registry, self._relays, self._datagrams.ask
+            identity, keyring, self._limits, self._registry, self._relays, self._datagrams.ask
         )
         self._dispatcher.proxies = self._proxies
         self._relayed = DatagramProxies(
@@ -102,12 +104,16 @@ class Daemon:
             self._pump = Pump(self._loop)
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT. Raises ConfigError if no workers can be had."""
+        """Serve until SIGTERM or SIGINT, or until all is drained after SIGUSR1.
+
+        Raises ConfigError if no workers can be had.
+        """
         self._datagrams.start(self._dispatcher)
         self._watch(self._loop.timer(TICK, TICK), self._tick)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._watch(self._loop.signal(number), self._stop.set)
         self._watch(self._loop.signal(signal.SIGHUP), self._reload)
+        self._watch(self._loop.signal(signal.SIGUSR1), self._begin_to_drain)
         self._wait_for_workers()
         if self._stop.is_set():
             self._close()
@@ -143,6 +149,19 @@ class Daemon:
         if self._crew is not None:
             self._crew.tick(now)
         self._relayed.tick(now)
+        self._end_when_drained(now)
+
+    def _begin_to_drain(self) -> None:
+        if self._drain.begin(time.monotonic()):
+            self._registry.draining = True
+            log.warning("draining: %d listeners are asked to leave, %d relays run out",
+                        len(self._registry), self._limits.held(Held.RELAYS))
+
+    def _end_when_drained(self, now: float) -> None:
+        busy = self._limits.held(Held.RELAYS) + self._relays.expected
+        if self._drain.is_over(now, len(self._registry), busy) and not self._stop.is_set():
+            log.warning("drained: %d listeners have stayed", len(self._registry))
+            self._stop.set()
 
     def _reload(self) -> None:
         """Read tokens, limits and the log level anew; what is wrong leaves all as it was."""

@@ -271,6 +271,7 @@ class Dispatcher:
             Endpoint.of(sender.address),
             lifetime,
             lost,
+            self._registry.draining,
         )
 
     def _unregister(self, asked: Unregister, sender: Sender, now: float) -> Nothing:

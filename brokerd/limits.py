@@ -143,6 +143,10 @@ class Limits:
             if not self._tokens[what, key.key_id]:
                 del self._tokens[what, key.key_id]
 
+    def held(self, what: Held) -> int:
+        """Return how many are held by all together."""
+        return self._all[what]
+
     def free(self, what: Held) -> int:
         """Return how many more can be had by all together."""
         return max(0, self.bounds.of(what.value, False) - self._all[what])

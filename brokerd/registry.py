@@ -132,14 +132,16 @@ class Registry:
         self._listeners: dict[Name, Listener] = {}
         self._by_proxy: dict[tuple[int, Address], Listener] = {}
         self._queue: list[tuple[float, Name]] = []
+        self.draining = False
+        """Whether nothing new is entered any more; what is there is kept as ever."""
 
     def __len__(self) -> int:
         return len(self._listeners)
 
     @property
     def free(self) -> int:
-        """How many ports of the range are nobody's, as far as is known here."""
-        return max(0, self._ports.size - len(self._listeners))
+        """How many ports of the range can be had, as far as is known here."""
+        return 0 if self.draining else max(0, self._ports.size - len(self._listeners))
 
     def register(
         self, asked: Register, sender: Sender, now: float, dice: int, open_port: OpenPort
@@ -147,7 +149,7 @@ class Registry:
         """Enter a listener, or refresh it if it is there; return it.
 
         Raises Refusal: NOT_AUTHORIZED if it is another token's, NO_RESOURCES if there is
-        no port; and whatever ``open_port`` raises.
+        no port, or nothing new is taken; and whatever ``open_port`` raises.
         """
         listener = self._own((asked.client, asked.listener), sender)
         if listener is None:
@@ -245,6 +247,8 @@ class Registry:
         claimed = self._claimed(asked)
         port = claimed if self._take_over(asked, sender, claimed) else None
         if port is None:
+            if self.draining:
+                raise Refusal(Status.NO_RESOURCES, "this broker is draining")
             port = self._find_port(asked, claimed, now, dice, open_port)
         proxy = (self._host, port)
         listener = Listener(asked.client, asked.listener, asked.protocol, proxy, sender)

@@ -158,6 +158,11 @@ class Relays:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    @property
+    def expected(self) -> int:
+        """How many may still become a relay: those that have failed only tell late comers so."""
+        return sum(rendezvous.failed is None for rendezvous in self._waiting.values())
+
     def open(
         self,
         name: bytes,

@@ -341,7 +341,10 @@ class Broker:
         return self._unreachable and silence > self._heart.lifetime
 
     async def _refresh(self, ids: list[bytes]) -> list[Registrant]:
-        """Refresh some; return those that are registered here no more, and are refused."""
+        """Refresh some; return those that are registered here no more, and are refused.
+
+        All of them, if the broker wants to be left.
+        """
         try:
             reply = await self.control.ask(
                 Command.REFRESH,
@@ -354,7 +357,10 @@ class Broker:
         assert isinstance(reply, RefreshReply)
         self._heard()
         self._keep_cookie(reply)
-        return await self._register_again(reply.lost)
+        refused = await self._register_again(reply.lost)
+        if not reply.leave:
+            return refused
+        return [one for one in map(self._listeners.get, ids) if one and self.has(one)]
 
     async def _register_again(self, ids: list[bytes]) -> list[Registrant]:
         """Register some, with their claims; return those that are refused."""

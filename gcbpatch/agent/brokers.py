@@ -217,7 +217,7 @@ class Brokers:
             self._tasks.run(broker.unregister(one))
             assert before is not None and one.proxy is not None
             log.warning(
-                "the listener at %s is at %s now: its broker is gone",
+                "the listener at %s is at %s now: its broker is gone, or going",
                 format_address(before),
                 format_address(one.proxy),
             )

@@ -190,13 +190,17 @@ class Refresh(Message, frozen=True):
 
 
 class RefreshReply(Message, frozen=True):
-    """``lost`` are listeners that the broker knows nothing of (they must REGISTER again)."""
+    """``lost`` are listeners that the broker knows nothing of (they must REGISTER again).
+
+    With ``leave`` the broker is about to end: listeners had better go to another.
+    """
 
     epoch: Short
     cookie: Short
     observed: Endpoint
     lifetime: Lifetime
     lost: Annotated[list[Id], Meta(max_length=32)]
+    leave: bool = False
 
 
 class Unregister(Message, frozen=True):

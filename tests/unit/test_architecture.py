@@ -60,7 +60,7 @@ ARROWS |= storeys(
     "crew worker",
     "channel proxies probes holds pump datagrams lines",
     "refusals splitting config metrics limits",
-    "registry arrange introductions",
+    "registry arrange introductions drain",
 )
 ARROWS |= storeys(
     "dpfd",
@@ -84,6 +84,7 @@ RULES = Rules(
         "gcbpatch.routes",
         "brokerd.registry",
         "brokerd.arrange",
+        "brokerd.drain",
         "dpfd.policy",
         "dpfd.pool",
         "dpfd.table",

@@ -347,3 +347,15 @@ class Registering(RuleBasedStateMachine):
 
 Registering.TestCase.settings = settings(deadline=None)
 TestRegistering = Registering.TestCase
+
+
+def test_a_draining_registry_enters_nobody_and_keeps_all() -> None:
+    here = registry()
+    held = enter(here, listener=1)
+    here.draining = True
+    assert here.free == 0
+    assert status_of(enter, here, listener=2) is Status.NO_RESOURCES
+    assert enter(here, listener=1, now=5.0) is held
+    assert here.refresh(refresh_of(1, 1), sender(), 6.0) == (LONGEST, [])
+    claim = {"proxy": Endpoint.of(held.proxy), "claim": here.claim_of(held)}
+    assert enter(here, listener=3, **claim).proxy == held.proxy, "its client's agent was replaced"
