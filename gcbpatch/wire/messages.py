@@ -128,7 +128,7 @@ class Hello(Message, frozen=True):
     """
 
     client: Id
-    padding: Annotated[bytes, Meta(max_length=256)] = bytes(64)
+    padding: Annotated[bytes, Meta(max_length=256)] = bytes(128)
 
 
 class HelloReply(Message, frozen=True):

@@ -6,12 +6,13 @@ import msgspec
 import pytest
 
 from gcbpatch.errors import RemoteProtocolError, Status
-from gcbpatch.wire.codec import HEADER, Kind, message_of, parse
+from gcbpatch.wire.codec import HEADER, Kind, build, message_of, parse
 from gcbpatch.wire.messages import (
     Call,
     Command,
     Endpoint,
     Hello,
+    HelloReply,
     Message,
     Path,
     PathKind,
@@ -285,7 +286,7 @@ def test_what_may_be_absent_is_nil() -> None:
 
 def test_defaults_are_what_the_document_says() -> None:
     hello = read(Command.HELLO, [ID])
-    assert hello == Hello(ID, bytes(64))
+    assert hello == Hello(ID, bytes(128))
     short = read(Command.REGISTER, [ID, SHORT, ID, 6, 0, SHORT, [], "", 30])
     assert isinstance(short, Register)
     assert (short.proxy, short.claim) == (None, b"")
@@ -314,3 +315,11 @@ def test_paths_are_read_as_kinds() -> None:
     call = read(Command.CALL, example(Command.CALL, Q, paths=[[4, [ADDRESS]]]))
     assert isinstance(call, Call)
     assert call.paths == [Path(PathKind.PUNCHED, [Endpoint("192.0.2.1", 1)])]
+
+
+def test_hello_is_padded_for_the_longest_answer_there_can_be() -> None:
+    """Or an agent that says no more than the default would never be answered by IPv6."""
+    host = "ffff:ffff:ffff:ffff:ffff:ffff:255.255.255.255"
+    longest = HelloReply(bytes(8), bytes(8), Endpoint(host, 65535), 65535, host, 2**31 - 1)
+    answer = build(Kind.REPLY, Command.HELLO, 1, longest)
+    assert len(answer) <= len(build(Kind.REQUEST, Command.HELLO, 1, Hello(ID)))
