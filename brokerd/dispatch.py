@@ -10,6 +10,7 @@ It must never touch a socket's bytes, and never let an unproved address change a
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
@@ -101,6 +102,15 @@ def _whom(address: Address, line: Speaker | None) -> Address:
     return address if line is None else (f"tcp {address[0]}", address[1])
 
 
+def _fingerprint(frame: Frame) -> int:
+    """Return a number for all that a request says, its transaction and its token included.
+
+    The transaction alone would be enough among honest clients; whoever has learnt one could
+    get the answer by it, without the token or the cookie of the request that it was given to.
+    """
+    return int.from_bytes(hashlib.blake2b(frame.signed, digest_size=16).digest(), "big")
+
+
 class Dispatcher:
     """Carries out commands on registry, proxies and relays."""
 
@@ -160,16 +170,17 @@ class Dispatcher:
         whom = _whom(address, line)
         if frame.command == Command.HELLO:
             return self._hello(frame, key, address, whom, now)
-        kept = self._answers.again(whom, frame.transaction)
+        request = _fingerprint(frame)
+        kept = self._answers.again(whom, request)
         if kept is not None:
             return kept
         message = self._decode(frame, by_port)
         if not auth.check_cookie(self._identity.cookie_secret, whom, now, message.cookie):
             return auth.reply_to(frame, None, Status.STALE_EPOCH)
-        if not self._answers.begin(whom, frame.transaction, now):
+        if not self._answers.begin(whom, request, now):
             return None
         reply = self._carry_out(frame, message, Sender(address, via, key, line), now)
-        self._answers.keep(whom, frame.transaction, reply)
+        self._answers.keep(whom, request, reply)
         return reply
 
     def _decode(self, frame: Frame, by_port: bool) -> Any:

@@ -18,7 +18,11 @@ Asker = tuple[Address, int]
 
 
 class Answers:
-    """Answers given lately, by who asked and the transaction id."""
+    """Answers given lately, by who asked and a number for what was asked.
+
+    The number is the transaction id where only one peer is asked and believed, or else one
+    that stands for the whole request.
+    """
 
     def __init__(self, most: int = 65536, keep: float = KEEP_SECONDS) -> None:
         self._most = most
@@ -28,10 +32,10 @@ class Answers:
     def __len__(self) -> int:
         return len(self._answers)
 
-    def begin(self, address: Address, transaction: int, now: float) -> bool:
+    def begin(self, address: Address, request: int, now: float) -> bool:
         """Return True if this request is new (and must be carried out, then answered)."""
         self.expire(now)
-        asker = address, transaction
+        asker = address, request
         if asker in self._answers:
             return False
         self._answers[asker] = now, None
@@ -39,15 +43,15 @@ class Answers:
             self._answers.popitem(last=False)
         return True
 
-    def keep(self, address: Address, transaction: int, answer: bytes) -> None:
+    def keep(self, address: Address, request: int, answer: bytes) -> None:
         """Remember the answer to a request that began."""
-        asker = address, transaction
+        asker = address, request
         if asker in self._answers:
             self._answers[asker] = self._answers[asker][0], answer
 
-    def again(self, address: Address, transaction: int) -> bytes | None:
+    def again(self, address: Address, request: int) -> bytes | None:
         """Return the answer given; None if there is none yet."""
-        return self._answers.get((address, transaction), (0.0, None))[1]
+        return self._answers.get((address, request), (0.0, None))[1]
 
     def expire(self, now: float) -> None:
         """Forget what is older than its keep."""
