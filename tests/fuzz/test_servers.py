@@ -7,17 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import gevent
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from brokerd.dispatch import Dispatcher as BrokerDispatcher
-from brokerd.dispatch import Identity
-from brokerd.limits import Bounds, Limits
-from brokerd.pump import Pump
-from brokerd.registry import Ports, Registry
-from brokerd.relay import Relays
 from brokerd.server import bare_status
 from dpfd.dispatch import Dispatcher as GatewayDispatcher
 from dpfd.dispatch import Mappings, Peer, Senses
@@ -32,6 +25,7 @@ from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Keyring
 from gcbpatch.wire.codec import HEADER_SIZE, Kind, message_of, parse
 from gcbpatch.wire.messages import Command, Hello, Register
+from tests.fuzz.ground import BROKER, HERE, NOW, broker
 from tests.fuzz.material import KEY, KEYRINGS, VALID, anything, fuzzed, parsed
 from tests.unit.vectors import frames
 
@@ -49,45 +43,7 @@ def test_a_bare_status_is_never_larger_than_what_it_answers(data: bytes, status:
     assert (frame.kind, frame.status, frame.body, frame.mac) == (Kind.REPLY, status, b"", b"")
 
 
-class Opened:
-    """Proxy sockets that exist as numbers only: no port of this machine is taken."""
-
-    def __init__(self) -> None:
-        self.ports: set[int] = set()
-
-    def open(self, port: int) -> bool:
-        """Take a port."""
-        free = port not in self.ports
-        self.ports.add(port)
-        return free
-
-    def shut(self, port: int) -> None:
-        """Give it back."""
-        self.ports.remove(port)
-
-
 UNPADDED = auth.sealed(None, Kind.REQUEST, Command.HELLO, 1, Hello(bytes(16), b""))
-BROKER, HERE, NOW = "198.51.100.1", ("192.0.2.7", 40000), 90.0
-SECRET = bytes(range(0x40, 0x60))  # of the document's example: its cookies are good here
-
-
-@contextmanager
-def broker(keyring: Keyring) -> Iterator[tuple[BrokerDispatcher, Opened]]:
-    """A broker's dispatcher, registry and relays, without a socket."""
-    loop, limits, opened = gevent.get_hub().loop, Limits(Bounds()), Opened()
-    pump = Pump(loop)
-    relays = Relays(loop, pump, limits)
-    registry = Registry(BROKER, Ports(20000, 20099), 30, bytes(range(0x60, 0x80)), 0.0)
-    identity = Identity(BROKER, 65432, bytes(8), SECRET)
-    dispatcher = BrokerDispatcher(
-        identity, keyring, limits, registry, relays, lambda *_: lambda: None
-    )
-    dispatcher.proxies = opened  # type: ignore[assignment]
-    try:
-        yield dispatcher, opened
-    finally:
-        relays.close()
-        pump.close()
 
 
 @fuzzed
@@ -97,7 +53,8 @@ def test_a_broker_answers_or_refuses_and_tells_strangers_no_more_than_they_said(
     datagrams: list[bytes], keyring: Keyring, proved: bool
 ) -> None:
     address = HERE if proved else ("192.0.2.66", 1)
-    with broker(keyring) as (dispatcher, opened):
+    with broker(keyring) as ground:
+        dispatcher, opened = ground.dispatcher, ground.opened
         for data in datagrams:
             frame = parsed(data)
             if frame is None or frame.kind is Kind.REPLY:
@@ -115,7 +72,8 @@ def test_a_broker_answers_or_refuses_and_tells_strangers_no_more_than_they_said(
 def test_the_broker_of_the_fuzz_takes_the_documents_register() -> None:
     """Or the test above would show nothing about what lies behind the cookie."""
     register = next(data for data in VALID if isinstance(message_of(parse(data)), Register))
-    with broker(Keyring()) as (dispatcher, opened):
+    with broker(Keyring()) as ground:
+        dispatcher, opened = ground.dispatcher, ground.opened
         answer = dispatcher.answer(parse(register), HERE, BROKER, NOW)
         assert answer is not None and parse(answer).status == Status.SUCCESS
         assert len(opened.ports) == 1
