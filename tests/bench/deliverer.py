@@ -77,7 +77,8 @@ async def main() -> None:
     listening = door.bind(sys.argv[1])
     assert listening is not None, "somebody holds the door already"
     config = client_config(os.environ)
-    desk = Desk(config, os.urandom(16), list(config.brokers))
+    desk = Desk(config, os.urandom(16))
+    await desk.brokers.find()
     keeper = Doorkeeper(socket.socket(fileno=listening.detach()), desk)
     print("ready", flush=True)
     await obey(desk)

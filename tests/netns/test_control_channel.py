@@ -16,7 +16,7 @@ COMMAND_PORT = 65432
 @pytest.fixture
 def world(lab: Lab, tmp_path: Path) -> World:
     """Two NAT gateways that drop what is unsolicited."""
-    return World(lab, tmp_path)
+    return World(lab, tmp_path, mapping="random")
 
 
 def rule(node: Node, hook: str, text: str) -> None:
