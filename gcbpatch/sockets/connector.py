@@ -89,7 +89,11 @@ class Connector:
             type(address) is tuple
             and len(address) > 1
             and type(address[0]) is str
-            and (address[0] in self._ordinary or address[0] in self._brokerless)
+            and (
+                address[0] in self._ordinary
+                or address[0] in self._brokerless
+                or (type(address[1]) is int and address[:2] in self._without_proxy)
+            )
             and (self._self_evident or time.monotonic() < self._fresh_until)
             and self._routes.current is self._table
         )
