@@ -1,6 +1,10 @@
-"""Which paths are offered to which pair of sides."""
+"""Which paths are offered to which pair of sides: what docs/paths.md says."""
 
 from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -10,89 +14,57 @@ from brokerd.arrange import MOST_ADDRESSES, Side, arrange
 from gcbpatch.wire.codec import MAX_DATAGRAM, Kind, build
 from gcbpatch.wire.messages import Call, Command, Endpoint, PathKind
 
-LOCAL, DIRECT, REVERSE, PUNCHED, RELAYED = (
-    PathKind.LOCAL, PathKind.DIRECT, PathKind.REVERSE, PathKind.PUNCHED, PathKind.RELAYED
-)
-NAT_A, NAT_B, PUBLIC = "203.0.113.1", "203.0.113.2", "198.51.100.7"
+RELAYED = PathKind.RELAYED
+PUBLIC, NAT_A = "198.51.100.7", "203.0.113.1"
+TABLE = Path(__file__).resolve().parents[2] / "docs" / "paths.md"
+HEADER = ["case", "connector", "listener", "paths"]
 
 
-def side(observed: str, *local: str, network: str = "") -> Side:
-    return Side((observed, 40000), tuple(Endpoint(host, 5000) for host in local), network)
+def rows(text: str) -> Iterator[list[str]]:
+    """The rows of the table whose head is HEADER."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if cells(line) == HEADER:
+            break
+    next(lines)
+    for line in lines:
+        if not line.startswith("|"):
+            return
+        yield cells(line)
 
 
-def ways(connector: Side, listener: Side) -> list[tuple[PathKind, list[str]]]:
-    return [(p.kind, [e.host for e in p.addresses]) for p in arrange(connector, listener)]
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-CASES = {
-    "behind two NATs": (
-        side(NAT_A, "10.1.0.2"), side(NAT_B, "10.2.0.2"), [(PUNCHED, []), (RELAYED, [])]
-    ),
-    "behind the same NAT": (
-        side(NAT_A, "10.1.0.2"), side(NAT_A, "10.1.0.3"),
-        [(LOCAL, ["10.1.0.3"]), (RELAYED, [])],
-    ),
-    "behind the same carrier's NAT, in networks of different names": (
-        side(NAT_A, "10.1.0.2", network="a"), side(NAT_A, "10.1.0.3", network="b"),
-        [(RELAYED, [])],
-    ),
-    "behind the same NAT, one without a name": (
-        side(NAT_A, "10.1.0.2"), side(NAT_A, "10.1.0.3", network="b"),
-        [(LOCAL, ["10.1.0.3"]), (RELAYED, [])],
-    ),
-    "of the same name, behind different NATs": (
-        side(NAT_A, "10.1.0.2", network="x"), side(NAT_B, "10.1.0.3", network="x"),
-        [(PUNCHED, []), (RELAYED, [])],
-    ),
-    "with the broker on their gateway": (
-        side("10.1.0.2", "10.1.0.2"), side("10.1.0.3", "10.1.0.3"),
-        [(LOCAL, ["10.1.0.3"]), (RELAYED, [])],
-    ),
-    "with the broker on the listener's gateway only": (
-        side(NAT_B, "10.2.0.2"), side("10.1.0.3", "10.1.0.3"), [(RELAYED, [])]
-    ),
-    "from a private network to a public host": (
-        side(NAT_A, "10.1.0.2"), side(PUBLIC, PUBLIC),
-        [(DIRECT, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
-    ),
-    "from a public host to a private network": (
-        side(PUBLIC, PUBLIC), side(NAT_A, "10.1.0.2"),
-        [(REVERSE, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
-    ),
-    "between public hosts": (
-        side(PUBLIC, PUBLIC), side("198.51.100.8", "198.51.100.8"),
-        [(DIRECT, ["198.51.100.8"]), (REVERSE, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
-    ),
-    "to a public host with a private leg, seen from elsewhere": (
-        side(NAT_A, "10.1.0.2"), side(PUBLIC, "10.9.0.1", PUBLIC),
-        [(DIRECT, [PUBLIC]), (PUNCHED, []), (RELAYED, [])],
-    ),
-    "to an agent without a port to dial": (
-        side(NAT_A), side(NAT_A), [(RELAYED, [])]
-    ),
-    "of different families": (
-        side(NAT_A), side("2001:db8::7"), [(RELAYED, [])]
-    ),
-    "on one host": (
-        side("127.0.0.1", "127.0.0.1"), side("127.0.0.1", "127.0.0.1"),
-        [(LOCAL, ["127.0.0.1"]), (RELAYED, [])],
-    ),
-    "with loopback among the addresses of another host": (
-        side("10.1.0.2"), side("10.1.0.3", "127.0.0.1", "10.1.0.3"),
-        [(LOCAL, ["10.1.0.3"]), (RELAYED, [])],
-    ),
-}
+def side(words: str) -> Side:
+    """What a cell like `seen 203.0.113.1; agent at 10.1.0.2; network a` says."""
+    said = dict(part.rsplit(" at ", 1) if " at " in part else part.split(" ", 1)
+                for part in words.split("; "))
+    local = tuple(Endpoint(host, 5000) for host in said.pop("agent", "").split())
+    made = Side((said.pop("seen"), 40000), local, said.pop("network", ""))
+    assert not said, f"nobody knows what {said} means"
+    return made
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_paths(case: str) -> None:
-    connector, listener, expected = CASES[case]
-    assert ways(connector, listener) == expected
+def ways(connector: Side, listener: Side) -> str:
+    """The paths, as a cell has them."""
+    paths = arrange(connector, listener)
+    return ", ".join(" ".join([p.kind.name.lower(), *(e.host for e in p.addresses)]) for p in paths)
+
+
+ROWS = list(rows(TABLE.read_text()))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_a_row_of_the_table_is_what_is_arranged(row: list[str]) -> None:
+    _, connector, listener, paths = row
+    assert ways(side(connector), side(listener)) == paths
 
 
 def test_a_port_of_zero_cannot_be_dialled() -> None:
     nowhere = Side((PUBLIC, 1), (Endpoint(PUBLIC, 0),))
-    assert ways(nowhere, nowhere) == [(RELAYED, [])]
+    assert ways(nowhere, nowhere) == "relayed"
 
 
 hosts = st.sampled_from(
@@ -107,6 +79,24 @@ sides = st.builds(
 )
 
 
+def every_side() -> Iterator[Side]:
+    """Of each sort one: seen by any sort of address, with an agent at up to two of them."""
+    sorts = [NAT_A, PUBLIC, "10.1.0.2", "127.0.0.1", "2001:db8::1"]
+    for observed, count in itertools.product(sorts, range(3)):
+        for local in itertools.combinations(sorts, count):
+            yield Side((observed, 40000), tuple(Endpoint(host, 5000) for host in local))
+
+
+def test_every_combination_of_paths_stands_in_the_table_and_no_other() -> None:
+    pairs = itertools.product(every_side(), repeat=2)
+    found = {_kinds(ways(connector, listener)) for connector, listener in pairs}
+    assert found == {_kinds(row[3]) for row in ROWS}
+
+
+def _kinds(paths: str) -> tuple[str, ...]:
+    return tuple(path.split()[0] for path in paths.split(", "))
+
+
 @given(sides, sides)
 def test_every_pair_gets_the_relay_last_and_addresses_that_somebody_named(
     connector: Side, listener: Side
@@ -116,7 +106,7 @@ def test_every_pair_gets_the_relay_last_and_addresses_that_somebody_named(
     assert kinds == sorted(set(kinds))
     assert paths[-1].kind is RELAYED
     for path in paths:
-        named = connector.local if path.kind is REVERSE else listener.local
+        named = connector.local if path.kind is PathKind.REVERSE else listener.local
         assert set(path.addresses) <= set(named)
         assert len(path.addresses) <= MOST_ADDRESSES
 
