@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from tests.bench import bench_connect
 from tests.bench.__main__ import FIGURES
 from tests.netns.lab import Lab
 
@@ -19,3 +21,10 @@ def test_everything_is_measured(lab: Lab) -> None:
     assert list(figures) == [*FIGURES, "agent"]
     assert all(figures[name]["plain_microseconds"] > 0 for name in FIGURES)
     assert figures["agent"]["met"], "a program that opens no brokered socket has got an agent"
+
+
+def test_connects_are_measured_by_the_path_that_they_should_take() -> None:
+    found: list[dict[str, Any]] = []
+    bench_connect.run(["proxy", "relayed", "udp-proxy"], 1, found.append)
+    assert [one["path"] for one in found] == ["kernel", "relayed", "relayed"]
+    assert all(one["took"] > 0.99 for one in found), found
