@@ -27,6 +27,8 @@ from . import config as settings
 @click.option("--mirror", metavar="FILE", help=f"The mirror file.  [{settings.DEFAULT_MIRROR}]")
 @click.option("--token-file", metavar="FILE", help="Tokens of clients, one 'name token' a line.")
 @click.option("--lifetime", type=int, metavar="SECONDS", help="The longest lease.  [30]")
+@click.option("--reconcile-interval", type=float, metavar="SECONDS", help="How often what \
+others did to the rules is put right.  [60]")
 @click.option("--log", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.  [INFO]")
 @click.option("--flush", is_flag=True, help="Remove all rules and mappings of dpfd's, and end.")
 def command(path: str | None, flush: bool, **flags: Any) -> None:

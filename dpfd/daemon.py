@@ -22,10 +22,11 @@ from gcbpatch.errors import ConfigError, GcbError
 from gcbpatch.wire.auth import Keyring
 
 from .config import Config
-from .dispatch import Dispatcher, Mappings, Senses
+from .dispatch import Dispatcher, Senses
 from .kernel import forwarding, host
 from .kernel.port import KernelPort
 from .liveness import Liveness, probe
+from .mappings import Mappings
 from .mirror import Mirror
 from .policy import Policy
 from .pool import Pool
@@ -83,7 +84,10 @@ class Gateway:
         self._server.start()
         for mapping in self.table:
             self.liveness.watch(mapping)
-        self._greenlets = [gevent.spawn(self.liveness.run), gevent.spawn(self._expire)]
+        self._greenlets = [
+            gevent.spawn(work)
+            for work in (self.liveness.run, self.mirror.keep_durable, self._expire)
+        ]
 
     def stop(self) -> None:
         """End sessions, close the mirror; the kernel's rules stay."""
@@ -166,6 +170,7 @@ def _keep_up(
         try:
             _ensure_accepted(accept)
             gateway.mappings.reconcile()
+            log.log(logging.INFO if told else logging.DEBUG, "reconciled")
         except GcbError as error:
             log.error("could not reconcile, tried again later: %s", error)
 

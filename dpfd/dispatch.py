@@ -1,21 +1,15 @@
-"""Commands of clients, a function each; and the one place where mappings change.
+"""Commands of clients, a function each.
 
-A mapping is set in the order table, mirror, kernel and acknowledged after that; it is removed
-in the order kernel, mirror, table. Whatever fails on the way is undone, and whatever a killed
-process leaves half done the next reconcile settles in the mirror's favour. It must never touch
-a socket: liveness asks clients, kernel rooms ask the gateway.
+It must never touch a socket: liveness asks clients, kernel rooms ask the gateway; nor change a
+mapping but by mappings, which keeps the three representations together.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ipaddress
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-
-from gevent.lock import RLock
 
 from gcbpatch.addresses import Address, format_address
 from gcbpatch.errors import RemoteProtocolError, Status
@@ -37,20 +31,14 @@ from gcbpatch.wire.messages import (
     Unforward,
 )
 
-from .kernel.port import Claim, KernelError, KernelPort
+from .kernel.port import KernelError
 from .liveness import Answer
-from .mirror import Mirror, MirrorError
+from .mappings import Mappings
+from .mirror import MirrorError
 from .policy import Policy, Refused
-from .pool import Pool
-from .reconcile import Rule, diff
-from .table import Mapping, Table
+from .table import Mapping
 
 log = logging.getLogger("dpfd")
-
-
-def rule_of(mapping: Mapping) -> Rule:
-    """Return what a mapping is in the kernel."""
-    return Rule(mapping.protocol, mapping.public, mapping.inside)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,118 +55,6 @@ class Senses:
     probe: Callable[[Mapping], Answer]
     watch: Callable[[Mapping], None]
     clock: Callable[[], float] = time.monotonic
-
-
-class Mappings:
-    """The three representations, changed together, one change at a time."""
-
-    def __init__(self, table: Table, mirror: Mirror, kernel: KernelPort, pool: Pool) -> None:
-        self.table = table
-        self.pool = pool
-        self._mirror = mirror
-        self._kernel = kernel
-        self._claims: tuple[Claim, ...] = ()
-        self._lock = RLock()
-
-    @property
-    def epoch(self) -> bytes:
-        """What clients are told, to notice that state was lost."""
-        return self._mirror.epoch
-
-    @contextlib.contextmanager
-    def one_at_a_time(self) -> Iterator[None]:
-        """Hold what must not change between a decision and what follows from it."""
-        with self._lock:
-            yield
-
-    def load(self, now: float) -> None:
-        """Take the mirror's mappings in, each with a whole lifetime.
-
-        Those that this dpfd's hosts and ports no longer allow are given up.
-        """
-        known = self._mirror.mappings()
-        for mapping in known:
-            if mapping.public in self.pool:
-                self.table.put(mapping, now)
-        strays = [mapping for mapping in known if mapping.public not in self.pool]
-        self._mirror.remove([mapping.owner for mapping in strays])
-        for mapping in strays:
-            log.warning("%s is outside of the configured hosts and ports", mapping)
-
-    def reconcile(self) -> None:
-        """Make the kernel hold what the table says. Raises KernelError."""
-        with self._lock:
-            reading = self._kernel.read()
-            self._claims = reading.claims
-            changes = diff(map(rule_of, self.table), reading.rules)
-            if changes:
-                count = len(changes.adds), len(changes.removes)
-                log.info("the kernel lacked %d rules and had %d too many", *count)
-            self._kernel.apply(changes.adds, changes.removes)
-
-    def claimed(self, protocol: int, public: Address) -> bool:
-        """Return whether somebody else's rule forwards this public address."""
-        host = int(ipaddress.IPv4Address(public[0]))
-        return any(claim.covers(protocol, host, public[1]) for claim in self._claims)
-
-    def put(self, mapping: Mapping, old: Mapping | None, now: float) -> None:
-        """Set a mapping, in the place of ``old`` if there is one.
-
-        Raises MirrorError or KernelError; everything is as before then.
-        """
-        with self._lock:
-            self._table_put(mapping, old, now)
-            try:
-                self._mirror.put(mapping, instead=old.owner if old else None)
-                self._kernel_put(mapping, old)
-            except KernelError:
-                self._undo(mapping, old, now)
-                self._mirror_undo(mapping, old)
-                raise
-            except MirrorError:
-                self._undo(mapping, old, now)
-                raise
-
-    def remove(self, mappings: list[Mapping]) -> None:
-        """Remove mappings. Raises KernelError or MirrorError; they stay in the table then."""
-        with self._lock:
-            there = [m for m in mappings if self.table.get(m.owner) == m]
-            self._kernel.apply([], [rule_of(mapping) for mapping in there])
-            self._mirror.remove([mapping.owner for mapping in there])
-            for mapping in there:
-                self.table.remove(mapping.owner)
-                log.info("%s removed", mapping)
-
-    def remove_expired(self, now: float) -> None:
-        """Remove the mappings whose lease is over. Raises as remove() does."""
-        with self._lock:
-            expired = self.table.expired(now)
-            if expired:
-                self.remove(expired)
-
-    def _table_put(self, mapping: Mapping, old: Mapping | None, now: float) -> None:
-        if old is not None:
-            self.table.remove(old.owner)
-        self.table.put(mapping, now)
-
-    def _kernel_put(self, mapping: Mapping, old: Mapping | None) -> None:
-        changes = diff([rule_of(mapping)], [rule_of(old)] if old else [])
-        if changes:
-            self._kernel.apply(changes.adds, changes.removes)
-
-    def _undo(self, mapping: Mapping, old: Mapping | None, now: float) -> None:
-        self.table.remove(mapping.owner)
-        if old is not None:
-            self.table.put(old, now)
-
-    def _mirror_undo(self, mapping: Mapping, old: Mapping | None) -> None:
-        try:
-            if old is None:
-                self._mirror.remove([mapping.owner])
-            else:
-                self._mirror.put(old, instead=mapping.owner)
-        except MirrorError as error:
-            log.error("%s stays in the mirror until its lease is over: %s", mapping, error)
 
 
 @dataclass(slots=True)

@@ -1,26 +1,38 @@
 """The mirror file: the mapping table on disk, so that mappings outlive the daemon.
 
-SQLite in WAL mode. A change that was committed survives the death of the process; power loss
-may cost the last ones, which the clients' RENEW and FORWARD bring back. The file is held
-exclusively while it is open, and holds the clients' nonces, so only its owner may read it.
-It must never overwrite a file that is not a mirror of this version.
+SQLite in WAL mode. A change that was committed survives the death of the process. It is on the
+disk at most GROUP_SECONDS and one fdatasync later, together with all others of that time; power
+loss may cost those, which the clients' RENEW and FORWARD bring back. A public address that was
+freed goes to somebody else only when its freeing is on the disk, or a lost tail could bring
+back its old owner. The file is held exclusively while it is open, and holds the clients'
+nonces, so only its owner may read it. It must never overwrite a file that is not a mirror of
+this version.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator
 from typing import Any
 
+import gevent
+from gevent.event import Event
+
 from gcbpatch.errors import ConfigError, GcbError
 
+from . import faults
 from .table import Mapping, Owner
 
 APPLICATION_ID = 0x47434264
 """Marks a SQLite file as dpfd's (bytes 68 to 71 of the file)."""
 VERSION = 1
+GROUP_SECONDS = 0.05
+"""How long the first change of a group waits for others before all are made durable."""
+
+log = logging.getLogger("dpfd.mirror")
 
 _SCHEMA = f"""
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
@@ -35,7 +47,9 @@ CREATE TABLE mappings (
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
 """
-_DELETE = "DELETE FROM mappings WHERE client = ? AND listener = ?"
+_OWNED = "FROM mappings WHERE client = ? AND listener = ?"
+_PUBLIC = f"SELECT protocol, public_host, public_port {_OWNED}"
+_DELETE = f"DELETE {_OWNED}"
 
 
 class MirrorError(GcbError):
@@ -51,6 +65,9 @@ class Mirror:
         Raises ConfigError if it is somebody else's file, or newer, or held by another dpfd.
         """
         self._path = path
+        self._log: int | None = None
+        self._changed = Event()
+        self._freed: set[tuple[int, str, int]] = set()
         self._connection = _opened(path)
         try:
             self._prepare(fresh_epoch)
@@ -62,8 +79,32 @@ class Mirror:
             raise
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file; SQLite moves what is in the log into it, durably."""
+        if self._log is not None:
+            os.close(self._log)
+            self._log = None
         self._connection.close()
+
+    def keep_durable(self) -> None:
+        """Bring changes to the disk, a group at a time; to be run as a greenlet."""
+        while True:
+            self._changed.wait()
+            gevent.sleep(GROUP_SECONDS)
+            self._changed.clear()
+            freed = set(self._freed)
+            try:
+                gevent.get_hub().threadpool.apply(self.sync)
+            except OSError as error:
+                log.error("%s: not on the disk, tried again: %s", self._path, error)
+                self._changed.set()
+            else:
+                self._freed -= freed
+
+    def sync(self) -> None:
+        """Have on the disk what was committed. Raises OSError."""
+        if self._log is None:
+            self._log = os.open(f"{self._path}-wal", os.O_RDONLY | os.O_CLOEXEC)
+        os.fdatasync(self._log)
 
     @property
     def epoch(self) -> bytes:
@@ -72,33 +113,56 @@ class Mirror:
         return bytes(self._connection.execute(query).fetchone()[0])
 
     def mappings(self) -> list[Mapping]:
-        """Return all mappings."""
-        rows = self._connection.execute("SELECT * FROM mappings ORDER BY client, listener")
-        return [_mapping(row) for row in rows]
+        """Return all mappings. Raises MirrorError."""
+        try:
+            rows = self._connection.execute("SELECT * FROM mappings ORDER BY client, listener")
+            return [_mapping(row) for row in rows]
+        except sqlite3.Error as error:
+            raise MirrorError(f"{self._path}: cannot be read: {error}") from error
 
     def put(self, mapping: Mapping, instead: Owner | None = None) -> None:
         """Enter a mapping in the place of its owner's old one, and of another owner's.
 
         Raises MirrorError; nothing is changed then.
         """
+        self._settle(mapping)
         marks = ", ".join("?" * len(_row(mapping)))
         with self._change() as connection:
-            if instead is not None:
-                connection.execute(_DELETE, instead)
-            connection.execute(f"INSERT OR REPLACE INTO mappings VALUES ({marks})", _row(mapping))
+            for owner in {mapping.owner, instead or mapping.owner}:
+                self._delete(connection, owner)
+            connection.execute(f"INSERT INTO mappings VALUES ({marks})", _row(mapping))
+        self._freed.discard((mapping.protocol, *mapping.public))
 
     def remove(self, owners: list[Owner]) -> None:
         """Take mappings out; one that is not there is passed over. Raises MirrorError."""
         with self._change() as connection:
-            connection.executemany(_DELETE, owners)
+            for owner in owners:
+                self._delete(connection, owner)
+
+    def _delete(self, connection: sqlite3.Connection, owner: Owner) -> None:
+        self._freed.update(connection.execute(_PUBLIC, owner))
+        connection.execute(_DELETE, owner)
+
+    def _settle(self, mapping: Mapping) -> None:
+        """Wait for the disk if this mapping's public address was another's a moment ago."""
+        if (mapping.protocol, *mapping.public) not in self._freed:
+            return
+        try:
+            self.sync()
+        except OSError as error:
+            raise MirrorError(f"{self._path}: cannot be written: {error}") from error
+        self._freed.clear()
 
     @contextlib.contextmanager
     def _change(self) -> Iterator[sqlite3.Connection]:
         try:
             with self._connection:
                 yield self._connection
+                faults.point("mirror: written")
         except sqlite3.Error as error:
             raise MirrorError(f"{self._path}: cannot be written: {error}") from error
+        faults.point("mirror: committed")
+        self._changed.set()
 
     def _prepare(self, fresh_epoch: bytes) -> None:
         # The first reading tells a file that is no database, the exclusive lock another dpfd.
@@ -114,6 +178,10 @@ class Mirror:
                 f"{self._path}: a mirror of version {version}, {VERSION} is read here; not touched"
             )
         self._tune()
+        found = str(self._connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if found != "ok":
+            problem = f"a damaged mirror ({' '.join(found.split())}); not touched"
+            raise ConfigError(f"{self._path}: {problem}")
 
     def _make(self, fresh_epoch: bytes) -> None:
         self._tune()

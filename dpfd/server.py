@@ -22,6 +22,7 @@ from gcbpatch.errors import RemoteProtocolError, Status
 from gcbpatch.wire.codec import Frame, Kind, build
 from gcbpatch.wire.session import FrameReader
 
+from . import faults
 from .dispatch import Outcome, Peer
 
 log = logging.getLogger("dpfd.server")
@@ -145,7 +146,9 @@ class Server:
         outcome = self._answer(frame, peer)
         if outcome.problem:
             self._complaints.about(address, outcome.status, outcome.problem)
+        faults.point("answer: ready")
         self._send(link, outcome.reply)
+        faults.point("answer: sent")
         return outcome.goes_on
 
     def _next_frame(self, link: socket.socket, reader: FrameReader) -> Frame | None:

@@ -26,6 +26,7 @@ from typing import Any
 
 from gcbpatch.errors import ConfigError
 
+from .. import faults
 from ..reconcile import Rule
 from .entries import Entry, parse_entry
 from .lock import xtables_lock
@@ -84,7 +85,9 @@ class Iptables:
                 self._remove(nat, rule)
             for rule in adds:
                 self._add(nat, rule)
+            faults.point("kernel: prepared")
             nat.commit()
+            faults.point("kernel: committed")
 
     def flush(self) -> None:
         """Remove everything of dpfd's. Raises KernelError."""

@@ -69,9 +69,9 @@ ARROWS |= storeys(
     "daemon",
     "server",
     "dispatch",
-    "liveness",
+    "mappings liveness",
     "mirror kernel.*",
-    "config",
+    "config faults",
     "policy pool table reconcile",
 )
 

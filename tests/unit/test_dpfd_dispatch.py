@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from dpfd.dispatch import Dispatcher, Mappings, Outcome, Peer, Senses
+from dpfd.dispatch import Dispatcher, Outcome, Peer, Senses
 from dpfd.kernel.fake import FakeKernel
 from dpfd.kernel.port import Claim
 from dpfd.liveness import Answer
+from dpfd.mappings import Mappings
 from dpfd.mirror import Mirror, MirrorError
 from dpfd.policy import Policy
 from dpfd.pool import Pool
@@ -402,3 +403,27 @@ def test_listeners_of_one_client_share_a_port_without_being_asked(world: World) 
     publics.add(world.mapped(peer, SECOND))
     assert len(publics) == len(world.table) == 4
     world.check_agreement()
+
+
+def test_a_mirror_that_could_not_be_put_back_is_settled_by_the_next_reconcile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MirrorError("the disk is full")
+
+    peer = world.session()
+    world.kernel.broken = "no"
+    with monkeypatch.context() as patch:
+        patch.setattr(world.mirror, "remove", full)
+        assert world.forward(peer).status is Status.CANNOT_PROVIDE_EXTERNAL
+    world.kernel.broken = ""
+    assert len(world.mirror.mappings()) == 1
+    world.mappings.reconcile()
+    world.check_agreement()
+
+
+def test_rules_of_another_dpfd_on_the_same_gateway_stay(world: World) -> None:
+    theirs = Rule(TCP, (A, 20000), (NEIGHBOUR, 80))
+    world.kernel.rules.append(theirs)
+    world.mappings.reconcile()
+    assert world.kernel.rules == [theirs]
