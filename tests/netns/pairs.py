@@ -30,21 +30,12 @@ class Listening:
         return dict(json.loads(self.program.wait_line(r"^\{.*\}$").group(0)))
 
 
-class World:
-    """A lab with gateways A and B, two hosts behind A, one behind B, and two in public."""
+class Ground:
+    """A lab, daemons in it, and programs that are patched where their host has settings."""
 
-    def __init__(self, lab: Lab, tmp: Path, **policy: Any) -> None:
+    def __init__(self, lab: Lab, tmp: Path) -> None:
         self.lab, self.tmp = lab, tmp
-        self.public, self.other = lab.host("public"), lab.host("other")
-        self.gateway_a = lab.gateway("gateway-a", inside="10.1.0.0/24", **policy)
-        self.gateway_b = lab.gateway("gateway-b", inside="10.2.0.0/24", **policy)
-        self.a, self.a2 = self.gateway_a.host("a"), self.gateway_a.host("a2")
-        self.b = self.gateway_b.host("b")
         self.settings: dict[str, dict[str, str]] = {}
-
-    def gateway_of(self, host: Host) -> Gateway | None:
-        """The gateway that a host is behind; None for a public one."""
-        return {"a": self.gateway_a, "a2": self.gateway_a, "b": self.gateway_b}.get(host.name)
 
     def broker(self, node: Any, token: str = "", **flags: Any) -> Program:
         """Start brokerd on a node, which may be a gateway, without any capability."""
@@ -81,13 +72,6 @@ class World:
         if token:
             path = self.token_file(f"{host.name}-client", token)
             self.settings[host.name]["GCB_TOKEN_FILE"] = str(path)
-
-    def use_gateway(self, host: Host, **more: str) -> None:
-        """Have the programs on a host patched, with the dpfd of its gateway, if it has one."""
-        gateway = self.gateway_of(host)
-        if gateway is not None:
-            settings = self.settings.setdefault(host.name, {})
-            settings.update(DPF_SERVER=gateway.inside_address, **more)
 
     def script(self, host: Host, text: str, **options: Any) -> Program:
         """Start a small program, given as text, like start()."""
@@ -128,6 +112,29 @@ class World:
             self.log_of(host).read_text() if self.log_of(host).exists() else "",
         )
         return found[-1] if found else "kernel"
+
+
+class World(Ground):
+    """A lab with gateways A and B, two hosts behind A, one behind B, and two in public."""
+
+    def __init__(self, lab: Lab, tmp: Path, **policy: Any) -> None:
+        super().__init__(lab, tmp)
+        self.public, self.other = lab.host("public"), lab.host("other")
+        self.gateway_a = lab.gateway("gateway-a", inside="10.1.0.0/24", **policy)
+        self.gateway_b = lab.gateway("gateway-b", inside="10.2.0.0/24", **policy)
+        self.a, self.a2 = self.gateway_a.host("a"), self.gateway_a.host("a2")
+        self.b = self.gateway_b.host("b")
+
+    def gateway_of(self, host: Host) -> Gateway | None:
+        """The gateway that a host is behind; None for a public one."""
+        return {"a": self.gateway_a, "a2": self.gateway_a, "b": self.gateway_b}.get(host.name)
+
+    def use_gateway(self, host: Host, **more: str) -> None:
+        """Have the programs on a host patched, with the dpfd of its gateway, if it has one."""
+        gateway = self.gateway_of(host)
+        if gateway is not None:
+            settings = self.settings.setdefault(host.name, {})
+            settings.update(DPF_SERVER=gateway.inside_address, **more)
 
 
 class Dialogue:
