@@ -1,4 +1,4 @@
-"""What asyncio and multiprocessing need beside gevent's patches, one room for each mend.
+"""What programs, asyncio and multiprocessing need beside gevent's patches, one room for each mend.
 
 A mend is a function that is given the module it mends, right after the program has imported
 it, and a journal by which everything can be taken back. No mend may ever import the module
@@ -10,12 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import ModuleType
 
-from . import children, closing, connection, joining, resource_sharer, running_loop, semaphores
+from . import (
+    children,
+    closing,
+    connection,
+    joining,
+    resource_sharer,
+    running_loop,
+    semaphores,
+    waiting,
+)
 from .journal import Journal
 from .late import Late
 
 MENDS: dict[str, Callable[[ModuleType, Journal], None]] = {
     "os": closing.mend,
+    "gevent.os": waiting.mend,
     "asyncio.events": running_loop.mend,
     "multiprocessing.connection": connection.mend,
     "multiprocessing.synchronize": semaphores.mend,
