@@ -76,6 +76,12 @@ def bind_again(replaced: Replaced, journal: Journal) -> None:
                     journal.set(module, name, new)
 
 
+def mended(replaced: Replaced, before: dict[str, Any], after: dict[str, Any]) -> Replaced:
+    """Return ``replaced`` with what a module has ``after`` its mends for what it had ``before``."""
+    now = {id(value): after[name] for name, value in before.items() if after[name] is not value}
+    return {key: (old, now.get(id(new), new)) for key, (old, new) in replaced.items()}
+
+
 def bind_back(replaced: Replaced) -> None:
     """After the patch was taken back: the same for modules loaded in the meantime."""
     back = {id(new): (new, old) for old, new in replaced.values() if callable(old)}

@@ -107,10 +107,12 @@ def _patch_gevent(flags: dict[str, bool]) -> None:
     first = _state.flags is None
     _hook_sockets(flags)
     replaced = originals.patch(_state.journal, flags)
+    if first:
+        functions = vars(os).copy()
+        mends.install(_state.journal)
+        replaced = early.mended(replaced, functions, vars(os))
     _state.replaced |= replaced
     early.bind_again(replaced, _state.journal)
-    if first:
-        mends.install(_state.journal)
     before.warn(replaced)
 
 

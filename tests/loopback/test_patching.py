@@ -13,7 +13,7 @@ WARNING = "patch_all() came late and does not reach"
 
 USES_EARLY_NAMES = """
 import queue, select as selectmodule, ssl, subprocess, threading
-from os import fork, waitpid
+from os import close, fork, waitpid
 from queue import Queue
 from select import select
 from socket import SOCK_STREAM, create_connection, create_server, getaddrinfo, socket
@@ -43,6 +43,7 @@ def test_names_imported_before_are_bound_again_without_a_warning(tmp_path: Path)
             assert module.Thread is gevent.threading.Thread
             assert module.sleep is gevent.sleep
             assert module.fork is os.fork and module.waitpid is os.waitpid
+            assert module.close is os.close
         order = []
         thread = Thread(target=lambda: (sleep(0.01), order.append("thread")))
         thread.start()
