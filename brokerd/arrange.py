@@ -6,6 +6,7 @@ a path works (only dialling can tell), and never leave out the relay, which alwa
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 from gcbpatch.addresses import Address, is_loopback, is_private, is_wildcard
@@ -45,6 +46,12 @@ def arrange(connector: Side, listener: Side) -> list[Path]:
     if _may_punch(connector, listener):
         paths.append(Path(PathKind.PUNCHED, []))
     return [*paths, Path(PathKind.RELAYED, [])]
+
+
+def network_of(side: Side, secret: bytes) -> bytes:
+    """Return what tells a side's network from others, and nobody without ``secret`` which it is."""
+    name = f"{side.observed[0]} {side.network}".encode()
+    return hashlib.blake2b(name, digest_size=8, key=secret).digest()
 
 
 def _may_punch(connector: Side, listener: Side) -> bool:

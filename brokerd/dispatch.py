@@ -50,7 +50,7 @@ from gcbpatch.wire.messages import (
 )
 from gcbpatch.wire.replay import Answers
 
-from .arrange import Side, arrange
+from .arrange import Side, arrange, network_of
 from .datagrams import DatagramProxies
 from .holds import Holds
 from .limits import Held, Limits
@@ -301,7 +301,8 @@ class Dispatcher:
         rendezvous = self._relays.open(os.urandom(8), os.urandom(16), listener.sender.key, now)
         peer = (sender.address[0], asked.port or sender.address[1])
         self._call(listener, rendezvous, peer, True, paths, now)
-        return ConnectReply(rendezvous.name, rendezvous.secret, paths)
+        there = network_of(listening, self._identity.cookie_secret)
+        return ConnectReply(rendezvous.name, rendezvous.secret, paths, there)
 
     def _probe(self, asked: Probe, sender: Sender, now: float) -> ProbeReply:
         """Dial back, to where the question comes from and nowhere else."""

@@ -41,7 +41,7 @@ from .door import (
 from .gateway import Gateway
 from .listeners import Listener, Listeners
 from .meeting import Meeting
-from .memory import Memory
+from .memory import Between, Memory
 from .opening import FAILURES
 from .places import Place
 from .race import race
@@ -198,21 +198,25 @@ class Desk:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            meeting = Meeting.of(await broker.connect(target, port))
-            between = broker.observed, target
-            if self._memory.hopeless(between, loop.time()):
-                log.info("%s: no punch, as it came to nothing lately", format_address(target))
-                meeting = meeting.without_punch()
+            meeting, between = await self._arrange(broker, target, port)
             kind, sock = await race(broker, self.reception, meeting)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
-        if kind is PathKind.PUNCHED:
-            self._memory.worked(between)
-        elif kind is PathKind.RELAYED and meeting.punches:
-            self._memory.failed(between, loop.time())
+        self._memory.learn(between, meeting.paths, kind, loop.time())
         took = (loop.time() - began) * 1000
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
         return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()
+
+    async def _arrange(self, broker: Broker, target: Address, port: int) -> tuple[Meeting, Between]:
+        """Ask the broker, and leave out what came to nothing lately. Raises as it does."""
+        reply = await broker.connect(target, port)
+        between = broker.observed, reply.there or target
+        now = asyncio.get_running_loop().time()
+        hopeless = self._memory.hopeless(between, reply.paths, now)
+        for path in hopeless:
+            what = "punch" if path.kind is PathKind.PUNCHED else f"{path.kind.name.lower()} path"
+            log.info("%s: no %s, as it came to nothing lately", format_address(target), what)
+        return Meeting.of(reply).without(hopeless), between
 
     def _called(self, broker: Broker, one: Listener, call: Call) -> Status:
         if not self.listeners.is_there(one):

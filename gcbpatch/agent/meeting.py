@@ -34,10 +34,9 @@ class Meeting:
         """Whether the two may try to punch."""
         return any(path.kind is PathKind.PUNCHED for path in self.paths)
 
-    def without_punch(self) -> Meeting:
-        """The same, where punching is known to come to nothing."""
-        paths = tuple(path for path in self.paths if path.kind is not PathKind.PUNCHED)
-        return replace(self, paths=paths)
+    def without(self, hopeless: list[Path]) -> Meeting:
+        """The same, where these paths are known to come to nothing."""
+        return replace(self, paths=tuple(path for path in self.paths if path not in hopeless))
 
     @property
     def go(self) -> bytes:

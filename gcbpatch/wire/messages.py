@@ -228,11 +228,15 @@ class Connect(Message, frozen=True):
 
 
 class ConnectReply(Message, frozen=True):
-    """A rendezvous: its name, the secret both sides prove, and the paths, best first."""
+    """A rendezvous: its name, the secret both sides prove, and the paths, best first.
+
+    ``there`` is the same for all listeners of one network, and tells nothing else about it.
+    """
 
     rendezvous: Short
     secret: Secret
     paths: Paths
+    there: Annotated[bytes, Meta(max_length=8)] = b""
 
 
 class Call(Message, frozen=True):

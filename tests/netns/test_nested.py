@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from gcbpatch.agent.memory import HOPELESS
 from tests.netns.lab import Gateway, Host, Lab, Program
-from tests.netns.pairs import Ground, exchanged
+from tests.netns.pairs import ADDRESS, Ground, exchanged
 
 STRANGER = """
     import socket
@@ -18,6 +19,15 @@ STRANGER = """
         print("heard", sock.recv(4096).hex(), flush=True)
         sock.sendall(b"It is me whom you want!")
         sock.close()
+"""
+ONE_AFTER_THE_OTHER = """
+    import socket
+    for address in {addresses}:
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), timeout=20) as sock:
+            sock.sendall(b"hello")
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.makefile("rb").read() == b"olleh"
 """
 SAME = "10.0.0.0/24"
 
@@ -109,6 +119,27 @@ def test_a_broker_on_a_gateway_joins_its_own_hosts_with_those_of_other_networks(
         assert address.startswith(f"{gateway.address}:")
         exchanged(ground, connector, listening[listener])
         assert ground.path_to(connector, address) == path, (connector.name, listener.name)
+
+
+def test_what_fails_between_two_networks_is_not_tried_for_the_next_listener_there(
+    ground: Ground,
+) -> None:
+    """Nothing comes through between the two gateways, which nobody can know before."""
+    here, there = home(ground.lab, "here"), home(ground.lab, "there")
+    ground.lab.core.nft(
+        "table ip cut {\nchain between {\ntype filter hook forward priority 0;\n"
+        f"ip saddr {here.address} ip daddr {there.address} drop\n}}\n}}"
+    )
+    connector, first, second = here.host("a"), there.host("b"), there.host("c")
+    ours(ground, connector, first, second)
+    listening = [ground.start(host, "crossing") for host in (*[first] * HOPELESS, second)]
+    addresses = [program.wait_line(ADDRESS).group(1) for program in listening]
+    ground.script(connector, ONE_AFTER_THE_OTHER.format(addresses=addresses)).wait()
+    log = ground.log_of(connector).read_text()
+    for number, address in enumerate(addresses):
+        assert f"connected to {address}: RELAYED," in log
+        left_out = f"{address}: no punch, as it came to nothing lately" in log
+        assert left_out == (number >= HOPELESS)
 
 
 def test_a_broker_with_workers_introduces_and_relays(lab: Lab, tmp_path: Path) -> None:

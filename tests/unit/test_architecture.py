@@ -27,7 +27,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "gcbpatch.mends.*": ("gcbpatch.mends.*",),
     "gcbpatch.sockets.*": PROGRAM,
     "gcbpatch.agent.paths": ("gcbpatch.wire.*", "gcbpatch.routes", *GROUND),
-    "gcbpatch.agent.memory": (),
+    "gcbpatch.agent.memory": ("gcbpatch.agent.paths", "gcbpatch.wire.*", *GROUND),
     "gcbpatch.agent.*": ("gcbpatch.agent.*", "gcbpatch.wire.*", *SETTINGS, *GROUND),
     "gcbpatch.config": ("gcbpatch.wire.*", "gcbpatch.routes", "gcbpatch.routefile", *GROUND),
     "gcbpatch.routefile": ("gcbpatch.routes", *GROUND),

@@ -10,7 +10,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from brokerd.arrange import MOST_ADDRESSES, Side, arrange
+from brokerd.arrange import MOST_ADDRESSES, Side, arrange, network_of
 from gcbpatch.wire.codec import MAX_DATAGRAM, Kind, build
 from gcbpatch.wire.messages import Call, Command, Endpoint, PathKind
 
@@ -109,6 +109,14 @@ def test_every_pair_gets_the_relay_last_and_addresses_that_somebody_named(
         named = connector.local if path.kind is PathKind.REVERSE else listener.local
         assert set(path.addresses) <= set(named)
         assert len(path.addresses) <= MOST_ADDRESSES
+
+
+def test_a_network_is_known_again_and_not_by_what_it_is() -> None:
+    one, other = Side((NAT_A, 40000)), Side((NAT_A, 40001), (Endpoint("10.1.0.2", 5000),))
+    assert network_of(one, b"secret") == network_of(other, b"secret")
+    for different in (Side((PUBLIC, 40000)), Side((NAT_A, 40000), (), "a")):
+        assert network_of(one, b"secret") != network_of(different, b"secret")
+    assert network_of(one, b"secret") != network_of(one, b"another")
 
 
 def test_a_call_with_all_that_can_be_in_it_is_one_datagram() -> None:

@@ -1,50 +1,66 @@
-"""What came of punching is remembered for a while, and no longer."""
+"""What came of paths is remembered for a while, and no longer."""
 
 from __future__ import annotations
 
-from gcbpatch.agent.memory import FORGET_SECONDS, HOPELESS, MOST, Memory
+from gcbpatch.agent.memory import FORGET_SECONDS, HOPELESS, MOST, Between, Memory
+from gcbpatch.wire.messages import Endpoint, Path, PathKind
 
-HERE = ("203.0.113.1", ("198.51.100.1", 20001))
-ELSEWHERE = ("203.0.113.2", ("198.51.100.1", 20001))
+HERE: Between = ("203.0.113.1", b"network1")
+ELSEWHERE: Between = ("203.0.113.1", b"network2")
+DIRECT = Path(PathKind.DIRECT, [Endpoint("198.51.100.7", 5000)])
+OTHER = Path(PathKind.DIRECT, [Endpoint("198.51.100.8", 5000)])
+PUNCHED, RELAYED = Path(PathKind.PUNCHED, []), Path(PathKind.RELAYED, [])
+ALL = [DIRECT, PUNCHED, RELAYED]
 
 
-def failed(times: int, now: float = 0.0) -> Memory:
+def relayed(times: int, now: float = 0.0) -> Memory:
     memory = Memory()
     for _ in range(times):
-        memory.failed(HERE, now)
+        memory.learn(HERE, ALL, PathKind.RELAYED, now)
     return memory
 
 
 def test_nothing_is_hopeless_before_it_was_tried() -> None:
-    assert not Memory().hopeless(HERE, 0.0)
+    assert Memory().hopeless(HERE, ALL, 0.0) == []
 
 
 def test_one_failure_may_be_chance_two_in_a_row_are_not() -> None:
-    assert not failed(HOPELESS - 1).hopeless(HERE, 1.0)
-    assert failed(HOPELESS).hopeless(HERE, 1.0)
+    assert relayed(HOPELESS - 1).hopeless(HERE, ALL, 1.0) == []
+    assert relayed(HOPELESS).hopeless(HERE, ALL, 1.0) == [DIRECT, PUNCHED]
+
+
+def test_what_is_worse_than_the_path_that_was_taken_has_not_failed() -> None:
+    memory = Memory()
+    for _ in range(HOPELESS):
+        memory.learn(HERE, ALL, PathKind.PUNCHED, 0.0)
+    assert memory.hopeless(HERE, ALL, 1.0) == [DIRECT]
 
 
 def test_it_holds_for_the_two_networks_that_it_was_between() -> None:
-    assert not failed(HOPELESS).hopeless(ELSEWHERE, 1.0)
+    assert relayed(HOPELESS).hopeless(ELSEWHERE, ALL, 1.0) == []
+
+
+def test_a_path_with_addresses_has_failed_to_these_only() -> None:
+    assert relayed(HOPELESS).hopeless(HERE, [OTHER, PUNCHED, RELAYED], 1.0) == [PUNCHED]
 
 
 def test_it_is_forgotten_in_time_and_begins_anew() -> None:
-    memory = failed(HOPELESS)
-    assert memory.hopeless(HERE, FORGET_SECONDS - 1)
-    assert not memory.hopeless(HERE, FORGET_SECONDS)
-    memory.failed(HERE, FORGET_SECONDS)
-    assert not memory.hopeless(HERE, FORGET_SECONDS + 1)
+    memory = relayed(HOPELESS)
+    assert memory.hopeless(HERE, ALL, FORGET_SECONDS - 1) == [DIRECT, PUNCHED]
+    assert memory.hopeless(HERE, ALL, FORGET_SECONDS) == []
+    memory.learn(HERE, ALL, PathKind.RELAYED, FORGET_SECONDS)
+    assert memory.hopeless(HERE, ALL, FORGET_SECONDS + 1) == []
 
 
 def test_what_worked_is_forgiven_its_failures() -> None:
-    memory = failed(HOPELESS)
-    memory.worked(HERE)
-    memory.failed(HERE, 1.0)
-    assert not memory.hopeless(HERE, 1.0)
+    memory = relayed(HOPELESS)
+    memory.learn(HERE, ALL, PathKind.PUNCHED, 1.0)
+    memory.learn(HERE, ALL, PathKind.RELAYED, 2.0)
+    assert memory.hopeless(HERE, [PUNCHED], 2.0) == []
 
 
 def test_it_is_bounded() -> None:
-    memory = failed(HOPELESS)
+    memory = relayed(HOPELESS)
     for number in range(MOST):
-        memory.failed(("203.0.113.1", ("198.51.100.1", number)), 1.0)
-    assert not memory.hopeless(HERE, 1.0)
+        memory.learn(("203.0.113.1", b"%d" % number), [PUNCHED], PathKind.RELAYED, 1.0)
+    assert memory.hopeless(HERE, ALL, 1.0) == []

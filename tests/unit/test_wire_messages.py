@@ -63,6 +63,7 @@ SIZED = {
     "challenge": (16, 16),
     "claim": (0, 16),
     "padding": (0, 256),
+    "there": (0, 8),
 }
 """Octet strings with their least and greatest length; ``nonce`` depends on the command."""
 
