@@ -1,25 +1,25 @@
 """Which connects are for the agent, and which for the kernel alone.
 
 Only addresses of hosts that are known to be brokers, or of our own gateway, go to the
-agent; everything else is the kernel's as ever and costs a set look-up, once it has been asked
-whether it is a broker. It must never wait for an answer to that.
+agent; everything else is the kernel's as ever, once it has been asked whether it is a broker.
+It must never wait for an answer to that.
 """
 
 from __future__ import annotations
 
 import _socket
 import enum
+import functools
 import logging
-import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from cachetools import TTLCache
 from gevent.socket import getaddrinfo
 
 from ..addresses import BROKER_PORT, Address, is_ip, is_multicast, is_private, is_wildcard
 from ..errors import Status
 from ..routes import Way
+from .known import ALWAYS, NEVER, Fading, Known
 from .later import AgentGone, Later, door
 from .link import Link
 
@@ -39,7 +39,6 @@ NO_PROXY_SECONDS = 2.0
 """Somebody may be about to register there."""
 MOST_ANSWERS = 4096
 _LOOPBACK = "127."
-_MOST_ORDINARY = 1024
 
 
 class Choice(enum.Enum):
@@ -50,6 +49,7 @@ class Choice(enum.Enum):
     QUESTION = enum.auto()
 
 
+@functools.lru_cache(MOST_ANSWERS)
 def _may_be_a_broker(host: str) -> bool:
     """Whether it is worth asking: what is private has to be configured, or routed."""
     return is_ip(host) and not (is_private(host) or is_wildcard(host) or is_multicast(host))
@@ -58,11 +58,11 @@ def _may_be_a_broker(host: str) -> bool:
 class Connector:
     """Decides for each address who connects to it."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, known: Known) -> None:
         self.link = link
+        self._known = known
         config = link.config
         self._routes = config.routes
-        self._table = self._routes.current
         self._command_ports = {BROKER_PORT, *(port for _, port in config.brokers)}
         self._configured = {host for host, _ in config.brokers}
         # A broker known by a name or by an inside address has its proxies somewhere else,
@@ -71,56 +71,40 @@ class Connector:
             is_ip(host) and not is_private(host) for host in self._configured
         )
         self._world: frozenset[str] = frozenset(self._configured)
-        self._fresh_until = math.inf if self._self_evident else 0.0
-        self._failed_until = 0.0
-        self._ordinary: set[str] = set()
-        # What was answered, each with its time: hosts that are brokers, with the port that said
-        # so; hosts that are none; and addresses of brokers that are nobody's proxy.
-        self._met: TTLCache[str, int] = TTLCache(MOST_ANSWERS, YES_SECONDS)
-        self._brokerless: TTLCache[str, bool] = TTLCache(MOST_ANSWERS, NO_SECONDS)
-        self._without_proxy: TTLCache[Address, bool] = TTLCache(MOST_ANSWERS, NO_PROXY_SECONDS)
+        self._fresh_until = ALWAYS if self._self_evident else NEVER
+        self._failed_until = NEVER
+        # What was answered: hosts that are brokers, with the port that said so; hosts that
+        # are none; and addresses of brokers that are nobody's proxy.
+        self._met: Fading[str] = Fading(YES_SECONDS, MOST_ANSWERS)
+        self._brokerless: Fading[str] = Fading(NO_SECONDS, MOST_ANSWERS)
+        self._without_proxy: Fading[Address] = Fading(NO_PROXY_SECONDS, MOST_ANSWERS)
 
-    def is_ordinary(self, address: Any) -> bool:
-        """Whether it is known already that the agent has nothing to do with ``address``.
+    def choose(self, target: Address) -> tuple[Choice, float]:
+        """Return who connects to ``target``, an IPv4 literal, and until when that is known.
 
-        This is all that most connects cost; False only means that choose() must look.
+        Until then, a time of time.monotonic(), it is the same unless Known is told to forget.
         """
-        return (
-            type(address) is tuple
-            and len(address) > 1
-            and type(address[0]) is str
-            and (
-                address[0] in self._ordinary
-                or address[0] in self._brokerless
-                or (type(address[1]) is int and address[:2] in self._without_proxy)
-            )
-            and (self._self_evident or time.monotonic() < self._fresh_until)
-            and self._routes.current is self._table
-        )
-
-    def choose(self, target: Address) -> Choice:
-        """Return who connects to ``target``, an IPv4 literal."""
         host, port = target
         if port in self._command_ports or not 0 < port < 65536:
-            return Choice.KERNEL
-        way = self._way(host)
+            return Choice.KERNEL, ALWAYS
+        way = self._routes.way(host)
         if way in (Way.GCB, Way.DPF):
-            return Choice.AGENT
-        if way is None and not host.startswith(_LOOPBACK):
-            if host in self._hosts() or host in self._met:
-                return Choice.AGENT
-            if _may_be_a_broker(host):
-                is_known = host in self._brokerless or target in self._without_proxy
-                return Choice.KERNEL if is_known else Choice.QUESTION
-        self._remember(host)
-        return Choice.KERNEL
+            return Choice.AGENT, NEVER
+        if way is not None or host.startswith(_LOOPBACK):
+            return Choice.KERNEL, ALWAYS
+        if host in self._hosts() or host in self._met:
+            return Choice.AGENT, NEVER
+        return self._choose_unknown(target)
 
-    def _way(self, host: str) -> Way | None:
-        table = self._routes.current
-        if table is not self._table:
-            self._table = table
-            self._ordinary.clear()
-        return table.way(host)
+    def _choose_unknown(self, target: Address) -> tuple[Choice, float]:
+        """The same for a host that is none of ours: was it asked, and is it worth asking?"""
+        until = max(self._fresh_until, self._failed_until)
+        asked_until = max(self._brokerless.until(target[0]), self._without_proxy.until(target))
+        if asked_until > time.monotonic():
+            return Choice.KERNEL, min(until, asked_until)
+        if _may_be_a_broker(target[0]):
+            return Choice.QUESTION, NEVER
+        return Choice.KERNEL, until
 
     # --- hosts that nobody has told us of
 
@@ -140,34 +124,30 @@ class Connector:
 
     def _learn_of(self, target: Address, said: Status | None, port: int) -> None:
         if said is Status.SUCCESS:
-            self._brokerless.pop(target[0], None)
-            self._met[target[0]] = port
+            self._brokerless.discard(target[0])
+            self._met.add(target[0], port)
+            self._known.forget()
         elif said is Status.UNKNOWN:
-            self._without_proxy[target] = True
+            self._without_proxy.add(target)
         else:
             self.is_silent(target)
 
     def is_silent(self, target: Address) -> None:
         """Nobody answers there; a late answer is welcome all the same."""
-        self._brokerless[target[0]] = True
-
-    def _remember(self, host: str) -> None:
-        """Have the next connect to an ordinary host cost no more than a look into a set."""
-        if len(self._ordinary) >= _MOST_ORDINARY:
-            self._ordinary.clear()
-        self._ordinary.add(host)
+        self._brokerless.add(target[0])
 
     def expire(self) -> None:
         """Which hosts are brokers' is to be asked again."""
         if not self._self_evident:
-            self._fresh_until = 0.0
+            self._fresh_until = NEVER
+            self._known.forget()
 
     def begin(self, address: Address, port: int, broker: int = 0) -> Any:
         """Ask the agent; returns the door connection on which the answer comes.
 
         ``broker`` is the port at which that host has said that it is one.
         """
-        broker = broker or self._met.get(address[0], 0)
+        broker = broker or self._met.number(address[0])
         return self.link.begin(door.Dial(door.Endpoint.of(address), port, broker))
 
     def _hosts(self) -> frozenset[str]:
@@ -180,7 +160,7 @@ class Connector:
         return self._ask_world()
 
     def _ask_world(self) -> frozenset[str]:
-        self._ordinary.clear()
+        self._known.forget()
         named = self._named()
         if named is not None:
             self._learn(named)
@@ -217,6 +197,6 @@ class Connector:
         return None if any(map(is_private, found)) else frozenset(found)
 
     def _learn(self, world: frozenset[str]) -> None:
-        self._ordinary.clear()
+        self._known.forget()
         self._world = world
         self._fresh_until = time.monotonic() + WORLD_SECONDS

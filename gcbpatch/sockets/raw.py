@@ -25,6 +25,7 @@ from .asking import Asking
 from .connecting import become_connecting
 from .connector import Choice, Connector
 from .gate import Gate
+from .known import ALWAYS, Known
 from .later import AgentGone, Later
 from .link import Link
 from .listener import Listener
@@ -36,6 +37,11 @@ from .target import plain, resolved
 _base = _socket.socket
 
 NO_ROUTES = Routes()
+
+
+def _everything(_address: Any) -> bool:
+    """Where nothing is configured all connects are the kernel's."""
+    return True
 
 
 class Layer:
@@ -50,6 +56,9 @@ class Layer:
         """What accept() knows of the descriptors that are to become sockets next."""
         self.link: Link | None = None
         self.connector: Connector | None = None
+        self.known = Known(NO_ROUTES)
+        self.holds: Callable[[Any], bool] = _everything
+        """Whether connects to an address are known to be the kernel's."""
         self.gate: Gate | None = None
         """Where there are routes that may deny."""
         self.hosts: set[str] = set()
@@ -62,7 +71,10 @@ class Layer:
         self.gate = Gate(routes) if routes.denies else None
         _guard_sending(self.gate is not None)
         self.link = link
-        self.connector = Connector(link) if link is not None else None
+        self.known = Known(routes)
+        self.connector = Connector(link, self.known) if link is not None else None
+        is_plain = link is None and self.gate is None
+        self.holds = _everything if is_plain else self.known.holds
         self.ports = Later("gcbpatch.sockets.ports") if link is not None else None
         if link is not None:
             # A forked child is there for the listeners, too, should its parent end; the agent
@@ -356,24 +368,25 @@ class Raw(_wrefsocket):
 
     def connect(self, address: Any) -> None:
         """Start connecting; raises OSError, EINPROGRESS among them, as the kernel does."""
+        if self._state is None and LAYER.holds(address):
+            return _base.connect(self, address)
         error, address = self._connect(address)
         if error is None:
-            super().connect(address)
-        elif error:
+            return _base.connect(self, address)
+        if error:
             raise OSError(error, os.strerror(error))
+        return None
 
     def connect_ex(self, address: Any) -> int:
         """Start or look at connecting; the agent does it for brokered addresses."""
-        connector = LAYER.connector
-        ordinary = connector is None or connector.is_ordinary(address)
-        if self._state is None and ordinary and LAYER.gate is None:
+        if self._state is None and LAYER.holds(address):
             return _base.connect_ex(self, address)  # gevent's connect() comes here twice
         error, address = self._connect(address)
-        return super().connect_ex(address) if error is None else error
+        return _base.connect_ex(self, address) if error is None else error
 
     def _connect(self, address: Any) -> tuple[int | None, Any]:
         """Return an errno if this connect is ours, else None; and the address for the kernel."""
-        state, connector = self._state, LAYER.connector
+        state = self._state
         if isinstance(state, Names):
             error = 0 if state.fresh else errno.EISCONN
             state.fresh = False
@@ -382,17 +395,28 @@ class Raw(_wrefsocket):
             address = resolved(self, address)
             if LAYER.gate.denies(address):
                 return errno.EACCES, address
-        if connector is None or not self._is_tcp() or self._tcp_state() != _TCP_CLOSE:
+        if LAYER.connector is None:
+            if self.family == socket.AF_INET:  # the gate has its host in numbers
+                LAYER.known.remember(address, ALWAYS)
+            return None, address
+        if not self._is_tcp() or self._tcp_state() != _TCP_CLOSE:
             return None, address
         address = resolved(self, address)
         target = plain(self, address)
         if target is None:
             return None, address
         self._is_no_listener()
-        choice = connector.choose(target)
+        return self._connect_to(LAYER.connector, target, address), address
+
+    def _connect_to(self, connector: Connector, target: Address, address: Any) -> int | None:
+        """Have it done by whom the connector chooses; None if that is the kernel."""
+        choice, until = connector.choose(target)
         if choice is Choice.QUESTION:
-            return self._ask(connector, target), address
-        return self._begin(connector, target) if choice is Choice.AGENT else None, address
+            return self._ask(connector, target)
+        if choice is Choice.AGENT:
+            return self._begin(connector, target)
+        LAYER.known.remember(address, until)
+        return None
 
     def _is_no_listener(self) -> None:
         """A socket that connects is no longer one that may come to listen."""

@@ -54,9 +54,9 @@ FIGURES = {
     "connect": Figure(
         "connect to an ordinary address, a broker configured",
         1.05,
-        lambda quick: subjects.connecting(10 if quick else 200),
+        lambda quick: subjects.connecting(10 if quick else 50),
         6,
-        40,
+        150,
     ),
     "accept": Figure(
         "accept of a brokered connection",
