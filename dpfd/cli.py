@@ -26,6 +26,8 @@ from . import config as settings
 @click.option("--backend", metavar="auto|iptables", help="What sets the rules.  [auto: iptables]")
 @click.option("--mirror", metavar="FILE", help=f"The mirror file.  [{settings.DEFAULT_MIRROR}]")
 @click.option("--token-file", metavar="FILE", help="Tokens of clients, one 'name token' a line.")
+@click.option("--wish", metavar="any|refuse", help="What a client gets that cannot have the \
+public port that it wishes for: any other, or none.  [any]")
 @click.option("--lifetime", type=int, metavar="SECONDS", help="The longest lease.  [30]")
 @click.option("--reconcile-interval", type=float, metavar="SECONDS", help="How often what \
 others did to the rules is put right.  [60]")

@@ -14,8 +14,11 @@ from gcbpatch.addresses import GATEWAY_PORT, is_ip
 from gcbpatch.config import read_toml
 from gcbpatch.errors import ConfigError
 
+from .policy import Allowance, Network, Range
+
 DEFAULT_MIRROR = "/var/lib/dpfd/mirror.db"
 BACKENDS = ("auto", "iptables")
+WISHES = ("any", "refuse")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -27,7 +30,9 @@ class Config:
     of the world outside; ``ports`` the first and the last public port to give away.
     ``lifetime`` (seconds) is the longest lease. ``probe_interval`` and ``grace`` (seconds, 0:
     a third and a half of the lifetime) are how often management sockets are asked and how
-    long they may refuse. ``reconcile_interval`` in seconds. The rest are limits.
+    long they may refuse. ``reconcile_interval`` in seconds. ``wish`` is what a client gets that
+    cannot have the public port wished for: any other, or a refusal. ``allow`` says who may map
+    what. The rest are limits.
     """
 
     private: str = ""
@@ -42,11 +47,14 @@ class Config:
     grace: float = 0.0
     reconcile_interval: float = 60.0
     mappings_per_client: int = 1024
+    mappings_per_host: int = 4096
     mappings: int = 50_000
     sessions: int = 1024
     sessions_per_host: int = 64
     idle: float = 120.0
     half_frame: float = 5.0
+    wish: str = "any"
+    allow: tuple[Allowance, ...] = (Allowance(),)
     log: str = "INFO"
 
 
@@ -110,6 +118,41 @@ def _public(value: Any) -> tuple[str, ...]:
     return words
 
 
+def _networks(value: Any) -> tuple[Network, ...]:
+    texts = value if isinstance(value, list) else [value]
+    try:
+        return tuple(Network(text) for text in texts)
+    except ValueError as error:
+        problem = f"{error}; networks like 10.1.0.0/24 in a list would be right"
+        raise ValueError(problem) from error
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    return tuple(_text(word) for word in (value if isinstance(value, list) else [value]))
+
+
+def _several_ports(value: Any) -> tuple[Range, ...]:
+    """``80``, ``1024-65535``, or several with commas."""
+    texts = [text.strip() for text in str(value).split(",")]
+    return tuple(_ports(text if "-" in text else f"{text}-{text}") for text in texts)
+
+
+def _allow(value: Any) -> tuple[Allowance, ...]:
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        raise ValueError("tables [[allow]] would be right")
+    return tuple(_allowance(one) for one in value)
+
+
+def _allowance(table: dict[str, Any]) -> Allowance:
+    read = {}
+    for key, value in table.items():
+        reader = _ALLOWANCE.get(key.replace("-", "_"))
+        if reader is None:
+            raise ValueError(f"{key} is none of {', '.join(_ALLOWANCE)}")
+        read[key.replace("-", "_")] = reader(value)
+    return Allowance(**read)
+
+
 def _ports(value: Any) -> tuple[int, int]:
     low, dash, high = str(value).partition("-")
     if not (dash and low.isdecimal() and high.isdecimal() and 1 <= int(low) <= int(high) <= 65535):
@@ -119,6 +162,14 @@ def _ports(value: Any) -> tuple[int, int]:
 
 _SECONDS = _number(0, 86400, float)
 _COUNT = _number(1, 1_000_000, int)
+_ALLOWANCE: dict[str, Callable[[Any], Any]] = {
+    "networks": _networks,
+    "tokens": _words,
+    "inside": _networks,
+    "inside_ports": _several_ports,
+    "ports": _several_ports,
+    "mappings": _number(0, 1_000_000, int),
+}
 _READERS: dict[str, Callable[[Any], Any]] = {
     "private": _text,
     "public": _public,
@@ -132,10 +183,13 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "grace": _SECONDS,
     "reconcile_interval": _number(1, 86400, float),
     "mappings_per_client": _COUNT,
+    "mappings_per_host": _COUNT,
     "mappings": _COUNT,
     "sessions": _COUNT,
     "sessions_per_host": _COUNT,
     "idle": _number(1, 86400, float),
     "half_frame": _number(0.1, 3600, float),
+    "wish": _one_of(WISHES, str.lower),
+    "allow": _allow,
     "log": _one_of(LEVELS, str.upper),
 }

@@ -21,6 +21,7 @@ from gcbpatch.config import read_tokens
 from gcbpatch.errors import ConfigError, GcbError
 from gcbpatch.wire.auth import Keyring
 
+from . import privileges
 from .config import Config
 from .dispatch import Dispatcher, Senses
 from .kernel import forwarding, host
@@ -68,7 +69,14 @@ class Gateway:
             config.probe_interval or config.lifetime / 3,
             config.grace or config.lifetime / 2,
         )
-        policy = Policy(config.lifetime, config.mappings_per_client, config.mappings)
+        policy = Policy(
+            max_lifetime=config.lifetime,
+            per_client=config.mappings_per_client,
+            per_host=config.mappings_per_host,
+            in_all=config.mappings,
+            allow=config.allow,
+            refuses=config.wish == "refuse",
+        )
         senses = Senses(_random_number, port_in_use, probe, self.liveness.watch)
         self.dispatcher = Dispatcher(self.mappings, policy, senses, keyring)
         self._greenlets: list[gevent.Greenlet] = []
@@ -76,7 +84,7 @@ class Gateway:
 
     def start(self, listener: gevent.socket.socket) -> None:
         """Make the kernel agree with the mirror, then serve. Raises KernelError, MirrorError."""
-        self.mappings.load(time.monotonic())
+        self.mappings.load(time.monotonic(), self.dispatcher.policy)
         self.mappings.reconcile()
         config = self._config
         limits = Limits(config.sessions, config.sessions_per_host, config.idle, config.half_frame)
@@ -118,7 +126,8 @@ class Gateway:
 
 
 def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError and KernelError."""
+    """Serve until SIGTERM or SIGINT. Raises ConfigError, KernelError and PrivilegeError."""
+    privileges.require()
     private = host.addresses_of(config.private)
     hosts = _public_hosts(config)
     inside = tuple((config.private, address.network) for address in private)
@@ -133,6 +142,7 @@ def run(config: Config) -> None:
         listener = host.listen(address, config.private)
         _ensure_accepted(accept)
         gateway.start(listener)
+        privileges.drop()
         if not config.token_file:
             log.warning("no token file: whoever is on %s may map ports", config.private)
         print(f"dpfd ready on {format_address(address)}", flush=True)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gcbpatch.addresses import Address, format_address
+from gcbpatch.addresses import Address, format_address, is_wildcard
 from gcbpatch.errors import RemoteProtocolError, Status
 from gcbpatch.wire.auth import Key, Keyring, reply_to
 from gcbpatch.wire.codec import Frame, Kind, message_of
@@ -35,7 +35,7 @@ from .kernel.port import KernelError
 from .liveness import Answer
 from .mappings import Mappings
 from .mirror import MirrorError
-from .policy import Policy, Refused
+from .policy import Allowance, Asker, Policy, Refused
 from .table import Mapping
 
 log = logging.getLogger("dpfd")
@@ -63,6 +63,12 @@ class Peer:
 
     host: str
     client: bytes | None = None
+    token: str = ""
+
+    @property
+    def asker(self) -> Asker:
+        """As the policy sees it."""
+        return Asker(self.host, self.token)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,7 @@ class Dispatcher:
         key = None
         try:
             key = self.keyring.authenticate(frame)
+            peer.token = key.name if key else ""
             reply = self._carry_out(frame, peer)
         except RemoteProtocolError as error:
             return _refusal(frame, key, error.status, error)
@@ -143,10 +150,11 @@ def forward(dispatcher: Dispatcher, peer: Peer, request: Forward) -> ForwardRepl
     gets a public address of its own: they share the port by SO_REUSEPORT, or the old one has
     only just been closed.
     """
-    dispatcher.policy.check(request, peer.host)
+    allowance = dispatcher.policy.check(request, peer.asker)
     predecessor = _dead_holder(dispatcher, request)
     with dispatcher.mappings.one_at_a_time():
-        mapping = _refreshed(dispatcher, request) or _new(dispatcher, request, predecessor)
+        mapping = _refreshed(dispatcher, request)
+        mapping = mapping or _new(dispatcher, request, allowance, predecessor)
     dispatcher.senses.watch(mapping)
     return ForwardReply(Endpoint.of(mapping.public), mapping.lifetime)
 
@@ -154,7 +162,7 @@ def forward(dispatcher: Dispatcher, peer: Peer, request: Forward) -> ForwardRepl
 def unforward(dispatcher: Dispatcher, peer: Peer, request: Unforward) -> Nothing:
     """UNFORWARD: remove a mapping."""
     mapping = dispatcher.mappings.table.get((request.client, request.listener))
-    if mapping is None or mapping.inside[0] != peer.host:
+    if mapping is None or mapping.management[0] != peer.host:
         raise Refused(Status.UNKNOWN, "UNFORWARD of a listener that has no mapping")
     dispatcher.mappings.remove([mapping])
     return Nothing()
@@ -166,7 +174,7 @@ def renew(dispatcher: Dispatcher, peer: Peer, request: Renew) -> RenewReply:
     lifetime, lost = dispatcher.policy.max_lifetime, []
     for listener in request.listeners:
         mapping = table.get((request.client, listener))
-        if mapping is None or mapping.inside[0] != peer.host:
+        if mapping is None or mapping.management[0] != peer.host:
             lost.append(listener)
         else:
             table.renew(mapping.owner, now)
@@ -228,7 +236,9 @@ def _refreshed(dispatcher: Dispatcher, request: Forward) -> Mapping | None:
     return fresh
 
 
-def _new(dispatcher: Dispatcher, request: Forward, predecessor: Mapping | None) -> Mapping:
+def _new(
+    dispatcher: Dispatcher, request: Forward, allowance: Allowance, predecessor: Mapping | None
+) -> Mapping:
     """Set a mapping in the place of the owner's own one elsewhere, or of a dead predecessor."""
     mappings = dispatcher.mappings
     owner = request.client, request.listener
@@ -236,13 +246,14 @@ def _new(dispatcher: Dispatcher, request: Forward, predecessor: Mapping | None) 
         predecessor = None
     old = mappings.table.get(owner) or predecessor
     if old is None:
-        count = mappings.table.count_of(request.client)
-        dispatcher.policy.check_room(count, len(mappings.table))
+        table = mappings.table
+        counts = table.count_of(request.client), table.count_at(request.inside.host), len(table)
+        dispatcher.policy.check_room(allowance, *counts)
     mapping = Mapping(
         client=request.client,
         listener=request.listener,
         protocol=request.protocol,
-        public=_public_address(dispatcher, request, old),
+        public=_public_address(dispatcher, request, allowance, old),
         inside=request.inside.address,
         management=request.management.address,
         nonce=request.nonce,
@@ -253,16 +264,33 @@ def _new(dispatcher: Dispatcher, request: Forward, predecessor: Mapping | None) 
     return mapping
 
 
-def _public_address(dispatcher: Dispatcher, request: Forward, old: Mapping | None) -> Address:
-    """Choose a public address: the wish, the old one, any. Raises Refused."""
-    wishes = [request.wished.address] if request.wished else []
-    if old is not None:
-        wishes.append(old.public)
+def _public_address(
+    dispatcher: Dispatcher, request: Forward, allowance: Allowance, old: Mapping | None
+) -> Address:
+    """Choose a public address: the wish, the old one, any. Raises Refused.
+
+    Who wishes for a port, where wishes are fulfilled or refused, gets that port or nothing.
+    """
+    wish = request.wished.address if request.wished else ("0.0.0.0", 0)
+    strict = dispatcher.policy.refuses and wish[1] != 0
+    wishes = [wish, old.public] if old is not None else [wish]
     pool, chance = dispatcher.mappings.pool, dispatcher.senses.chance()
+    if old is None and dispatcher.mappings.table.count_in(request.protocol) >= pool.size:
+        raise Refused(Status.NO_RESOURCES, f"all {pool.size} public addresses are mapped")
     for candidate in pool.candidates(wishes, chance):
-        if _is_free(dispatcher, request.protocol, candidate, old):
+        if strict and not _fulfils(candidate, wish):
+            break
+        free = allowance.gives(candidate)
+        if free and _is_free(dispatcher, request.protocol, candidate, old):
             return candidate
+    if strict:
+        problem = f"{format_address(wish)}, which was wished for, cannot be had"
+        raise Refused(Status.CANNOT_PROVIDE_EXTERNAL, problem)
     raise Refused(Status.NO_RESOURCES, f"none of {pool.size} public addresses is free")
+
+
+def _fulfils(public: Address, wish: Address) -> bool:
+    return public[1] == wish[1] and (is_wildcard(wish[0]) or public[0] == wish[0])
 
 
 def _is_free(dispatcher: Dispatcher, protocol: int, public: Address, old: Mapping | None) -> bool:

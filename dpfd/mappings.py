@@ -20,6 +20,7 @@ from gcbpatch.addresses import Address
 from . import faults
 from .kernel.port import Claim, KernelError, KernelPort
 from .mirror import Mirror, MirrorError
+from .policy import Policy
 from .pool import Pool
 from .reconcile import Rule, diff
 from .table import Mapping, Table
@@ -55,23 +56,28 @@ class Mappings:
         with self._lock:
             yield
 
-    def load(self, now: float) -> None:
+    def load(self, now: float, policy: Policy) -> None:
         """Take the mirror's mappings in, each with a whole lifetime.
 
-        Those that this dpfd's hosts and ports no longer allow are given up. Raises KernelError
-        and MirrorError.
+        Those that this dpfd's hosts, ports and policy no longer allow are given up. Raises
+        KernelError and MirrorError.
         """
         known = self._mirror.mappings()
-        for mapping in known:
-            if mapping.public in self.pool:
-                self.table.put(mapping, now)
-        strays = [mapping for mapping in known if mapping.public not in self.pool]
+        strays = [mapping for mapping in known if not self._may_stay(mapping, policy)]
+        for mapping in set(known) - set(strays):
+            self.table.put(mapping, now)
         if strays:
             self._kernel.apply([], [rule_of(mapping) for mapping in strays])
             faults.point("load: strays")
             self._mirror.remove([mapping.owner for mapping in strays])
         for mapping in strays:
-            log.warning("%s is outside of the configured hosts and ports", mapping)
+            log.warning("%s is outside of what is configured, and given up", mapping)
+
+    def _may_stay(self, mapping: Mapping, policy: Policy) -> bool:
+        asker = mapping.management[0]
+        return mapping.public in self.pool and policy.tolerates(
+            asker, mapping.inside, mapping.public
+        )
 
     def reconcile(self) -> None:
         """Make kernel and mirror hold what the table says. Raises KernelError, MirrorError.

@@ -10,9 +10,11 @@ import heapq
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from gcbpatch.addresses import Address, format_address
 
+Key = TypeVar("Key")
 Owner = tuple[bytes, bytes]
 """Whose a mapping is: the client's id and the listener's."""
 
@@ -51,6 +53,8 @@ class Table:
         self._by_public: dict[tuple[int, Address], Mapping] = {}
         self._by_inside: dict[tuple[int, Address], list[Owner]] = {}
         self._per_client: Counter[bytes] = Counter()
+        self._per_host: Counter[str] = Counter()
+        self._per_protocol: Counter[int] = Counter()
         self._deadlines: dict[Owner, float] = {}
         self._due: list[tuple[float, Owner]] = []
         self._noted: dict[Owner, float] = {}
@@ -82,6 +86,14 @@ class Table:
         """Return how many mappings a client has."""
         return self._per_client[client]
 
+    def count_at(self, host: str) -> int:
+        """Return how many mappings lead to a host inside."""
+        return self._per_host[host]
+
+    def count_in(self, protocol: int) -> int:
+        """Return how many public addresses of a protocol are mapped."""
+        return self._per_protocol[protocol]
+
     def put(self, mapping: Mapping, now: float) -> None:
         """Enter a mapping, with a whole lifetime, in the place of its owner's old one.
 
@@ -95,6 +107,8 @@ class Table:
         self._by_public[mapping.protocol, mapping.public] = mapping
         self._by_inside.setdefault((mapping.protocol, mapping.inside), []).append(mapping.owner)
         self._per_client[mapping.client] += 1
+        self._per_host[mapping.inside[0]] += 1
+        self._per_protocol[mapping.protocol] += 1
         self._deadlines[mapping.owner] = now + mapping.lifetime
         self._note(mapping.owner)
 
@@ -106,9 +120,9 @@ class Table:
         del self._by_public[mapping.protocol, mapping.public]
         del self._deadlines[owner]
         self._remove_inside(mapping)
-        self._per_client[mapping.client] -= 1
-        if not self._per_client[mapping.client]:
-            del self._per_client[mapping.client]
+        self._per_protocol[mapping.protocol] -= 1
+        _count_down(self._per_client, mapping.client)
+        _count_down(self._per_host, mapping.inside[0])
         return mapping
 
     def _remove_inside(self, mapping: Mapping) -> None:
@@ -155,3 +169,10 @@ class Table:
             if owner in self._deadlines:
                 owners.append(owner)
         return owners
+
+
+def _count_down(counts: Counter[Key], key: Key) -> None:
+    """One less; what is zero is forgotten, since there is no end of clients."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

@@ -31,6 +31,8 @@ Nonce = Annotated[bytes, Meta(max_length=16)]
 Milliseconds = Annotated[int, Meta(ge=0, le=60000)]
 Claim = Annotated[bytes, Meta(max_length=16)]
 Lifetime = Annotated[int, Meta(ge=0, le=86400)]
+Wished = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+"""A lifetime that is asked for (PCP's 32 bits); what is granted is a Lifetime."""
 Free = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Network = Annotated[str, Meta(max_length=64)]
 
@@ -369,7 +371,7 @@ class Forward(Message, frozen=True):
     wished: Endpoint | None
     management: Endpoint
     nonce: Secret
-    lifetime: Lifetime
+    lifetime: Wished
 
 
 class ForwardReply(Message, frozen=True):

@@ -71,7 +71,7 @@ ARROWS |= storeys(
     "dispatch",
     "mappings liveness",
     "mirror kernel.*",
-    "config faults",
+    "config faults privileges",
     "policy pool table reconcile",
 )
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpfd.config import Config, load
+from dpfd.policy import Allowance, Network
 from gcbpatch.errors import ConfigError
 
 FILE = """
@@ -65,6 +66,54 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path: Path) -> None:
     path = tmp_path / "dpfd.toml"
     path.write_text("lifetme = 3\n")
     with pytest.raises(ConfigError, match=f"{path}: lifetme is not a setting; known are private"):
+        load(str(path), {})
+
+
+ALLOW = """
+wish = "refuse"
+
+[[allow]]
+networks = ["10.1.0.0/24"]
+tokens = "batch"
+ports = "20000-20099, 20200"
+inside-ports = "1024-65535"
+mappings = 100
+
+[[allow]]
+inside = ["10.2.0.0/16"]
+"""
+
+
+def test_what_is_allowed_is_read_from_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "dpfd.toml"
+    path.write_text(ALLOW)
+    config = load(str(path), {})
+    assert config.wish == "refuse"
+    assert config.allow == (
+        Allowance(
+            networks=(Network("10.1.0.0/24"),),
+            tokens=("batch",),
+            ports=((20000, 20099), (20200, 20200)),
+            inside_ports=((1024, 65535),),
+            mappings=100,
+        ),
+        Allowance(inside=(Network("10.2.0.0/16"),)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('networks = ["10.1.0.5/24"]', "networks like 10.1.0.0/24"),
+        ('port = "80"', "port is none of networks, tokens"),
+        ('ports = "80-70"', "is no range of ports"),
+        ("mappings = -1", "-1 is out of range"),
+    ],
+)
+def test_a_wrong_allowance_is_named(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "dpfd.toml"
+    path.write_text(f"[[allow]]\n{line}\n")
+    with pytest.raises(ConfigError, match=f"{path}: allow: .*{complaint}"):
         load(str(path), {})
 
 

@@ -1,5 +1,6 @@
 """dpfd's commands on a kernel table in memory: no socket, no clock but the test's own."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from dpfd.kernel.port import Claim
 from dpfd.liveness import Answer
 from dpfd.mappings import Mappings
 from dpfd.mirror import Mirror, MirrorError
-from dpfd.policy import Policy
+from dpfd.policy import Allowance, Network, Policy
 from dpfd.pool import Pool
 from dpfd.reconcile import Rule
 from dpfd.table import Mapping, Table
@@ -163,6 +164,66 @@ def test_ports_of_the_gateway_and_of_others_rules_are_not_given(world: World) ->
     assert world.mapped(peer, wished=Endpoint(A, 10006)) == (B, 10006)
     other = Endpoint(HOST, 81)
     assert world.mapped(peer, SECOND, inside=other, wished=None) == (A, 10009)
+
+
+def test_a_wish_is_refused_where_it_must_be_fulfilled(tmp_path: Path) -> None:
+    world = World(tmp_path / "mirror", policy=Policy(refuses=True))
+    world.in_use.add((A, 10003))
+    peer = world.session()
+    refused = Status.CANNOT_PROVIDE_EXTERNAL
+    assert world.forward(peer, wished=Endpoint(A, 10003)).status is refused
+    assert world.forward(peer, wished=Endpoint(A, 22)).status is refused
+    assert world.forward(peer, wished=Endpoint("203.0.113.9", 10001)).status is refused
+    assert world.mapped(peer, wished=Endpoint("0.0.0.0", 10003)) == (B, 10003)
+    assert world.mapped(peer, SECOND, wished=Endpoint(A, 0), inside=Endpoint(HOST, 81))
+    world.check_agreement()
+    world.mirror.close()
+
+
+def test_an_allowance_says_which_public_ports_are_given(tmp_path: Path) -> None:
+    few = Allowance(ports=((10004, 10005),))
+    world = World(tmp_path / "mirror", policy=Policy(allow=(few,)))
+    peer = world.session()
+    assert world.mapped(peer, wished=Endpoint(A, 10001))[1] in (10004, 10005)
+    for number in range(3):
+        world.mapped(peer, bytes([number]) * 16, inside=Endpoint(HOST, 81 + number))
+    assert world.forward(peer, SECOND, inside=Endpoint(HOST, 90)).status is Status.NO_RESOURCES
+    world.mirror.close()
+
+
+def test_a_host_that_calls_itself_many_clients_has_one_quota(tmp_path: Path) -> None:
+    world = World(tmp_path / "mirror", policy=Policy(per_host=3))
+    for number in range(3):
+        world.mapped(world.session(bytes([number]) * 16), inside=Endpoint(HOST, 81 + number))
+    status = world.forward(world.session(), inside=Endpoint(HOST, 90)).status
+    assert status is Status.QUOTA_EXCEEDED
+    world.mapped(world.session(OTHER, NEIGHBOUR))
+    world.mirror.close()
+
+
+def test_a_client_that_asks_on_and_on_gets_its_share(tmp_path: Path) -> None:
+    world = World(tmp_path / "mirror", pool=Pool((A,), 1024, 65535))
+    peer = world.session()
+    statuses = Counter(
+        world.forward(peer, number.to_bytes(16, "big"), inside=Endpoint(HOST, 1 + number)).status
+        for number in range(10_000)
+    )
+    assert statuses == {Status.SUCCESS: 1024, Status.QUOTA_EXCEEDED: 10_000 - 1024}
+    world.check_agreement()
+    world.mapped(world.session(OTHER, NEIGHBOUR), wished=Endpoint(A, 1024))
+    world.mirror.close()
+
+
+def test_who_maps_for_others_is_who_may_renew_and_remove(tmp_path: Path) -> None:
+    agent = Allowance(inside=(Network("10.1.0.0/24"),))
+    world = World(tmp_path / "mirror", policy=Policy(allow=(agent,)))
+    peer = world.session()
+    world.mapped(peer, inside=Endpoint(NEIGHBOUR, 80))
+    theirs = world.session(ME, NEIGHBOUR)
+    assert world.renew(theirs, FIRST).lost == [FIRST]
+    assert world.renew(peer, FIRST).lost == []
+    assert world.send(Command.UNFORWARD, Unforward(ME, FIRST), peer).status is Status.SUCCESS
+    world.mirror.close()
 
 
 def test_exhausted_ports_are_no_resources(tmp_path: Path) -> None:
@@ -366,7 +427,7 @@ def restarted(world: World, path: Path, pool: Pool) -> World:
     world.mirror.close()
     again = World(path, pool=pool)
     again.kernel.rules = world.kernel.rules
-    again.mappings.load(again.now)
+    again.mappings.load(again.now, again.dispatcher.policy)
     again.mappings.reconcile()
     return again
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpfd.policy import Policy, Refused
+from dpfd.policy import Allowance, Asker, Network, Policy, Refused
 from dpfd.pool import Pool
 from gcbpatch.errors import Status
 from gcbpatch.wire.messages import TCP, UDP, Endpoint, Forward
@@ -27,7 +27,7 @@ def request(**changes: object) -> Forward:
 
 
 def test_a_client_may_map_its_own_address() -> None:
-    Policy().check(request(), PEER)
+    Policy().check(request(), Asker(PEER))
 
 
 REFUSED = {
@@ -51,30 +51,91 @@ REFUSED = {
 def test_refused(what: str) -> None:
     changes, status = REFUSED[what]
     with pytest.raises(Refused) as refusal:
-        Policy().check(request(**changes), PEER)
+        Policy().check(request(**changes), Asker(PEER))
     assert refusal.value.status is status
 
 
 def test_nobody_may_map_the_wildcard_address() -> None:
     everywhere = Endpoint("0.0.0.0", 80)
     with pytest.raises(Refused):
-        Policy().check(request(inside=everywhere, management=everywhere), "0.0.0.0")
+        Policy().check(request(inside=everywhere, management=everywhere), Asker("0.0.0.0"))
 
 
-@pytest.mark.parametrize(("wished", "granted"), [(1, 1), (30, 30), (31, 30), (86400, 30)])
+@pytest.mark.parametrize(("wished", "granted"), [(1, 1), (30, 30), (31, 30), (2**32 - 1, 30)])
 def test_lifetimes_are_clamped(wished: int, granted: int) -> None:
     assert Policy(max_lifetime=30).lifetime(wished) == granted
 
 
-def test_a_client_has_a_quota_and_so_have_all() -> None:
-    policy = Policy(per_client=2, in_all=5)
-    policy.check_room(1, 4)
-    with pytest.raises(Refused) as refusal:
-        policy.check_room(2, 4)
-    assert refusal.value.status is Status.QUOTA_EXCEEDED
-    with pytest.raises(Refused) as refusal:
-        policy.check_room(1, 5)
-    assert refusal.value.status is Status.NO_RESOURCES
+def refusal(policy: Policy, asker: Asker | None = None, **changes: object) -> Status | None:
+    try:
+        policy.check(request(**changes), asker or Asker(PEER))
+    except Refused as refused:
+        return refused.status
+    return None
+
+
+def room(policy: Policy, *counts: int, allowance: Allowance | None = None) -> Status | None:
+    try:
+        policy.check_room(allowance or Allowance(), *counts)
+    except Refused as refused:
+        return refused.status
+    return None
+
+
+def test_clients_and_hosts_have_a_quota_and_so_have_all() -> None:
+    policy = Policy(per_client=2, per_host=3, in_all=5)
+    assert room(policy, 1, 2, 4) is None
+    assert room(policy, 2, 2, 4) is Status.QUOTA_EXCEEDED
+    assert room(policy, 1, 3, 4) is Status.QUOTA_EXCEEDED  # however often it calls itself another
+    assert room(policy, 1, 2, 5) is Status.NO_RESOURCES
+    assert room(policy, 1, 2, 4, allowance=Allowance(mappings=1)) is Status.QUOTA_EXCEEDED
+
+
+LAN, LAB = Network("10.1.0.0/24"), Network("10.2.0.0/24")
+RULES = Policy(
+    allow=(
+        Allowance(tokens=("batch",), ports=((20000, 20099),)),
+        Allowance(networks=(LAN,), inside=(LAB,), inside_ports=((80, 80), (8000, 8999))),
+    )
+)
+
+
+def test_the_first_allowance_for_an_asker_counts() -> None:
+    assert refusal(RULES, inside=Endpoint(PEER, 80)) is None
+    assert refusal(RULES, inside=Endpoint(PEER, 8999)) is None
+    assert refusal(RULES, inside=Endpoint(PEER, 22)) is Status.NOT_AUTHORIZED
+    assert refusal(RULES, Asker(PEER, "batch"), inside=Endpoint(PEER, 22)) is None
+    elsewhere = Asker("10.3.0.1")
+    own = {"inside": Endpoint("10.3.0.1", 80), "management": Endpoint("10.3.0.1", 9)}
+    assert refusal(RULES, elsewhere, **own) is Status.NOT_AUTHORIZED
+    assert refusal(RULES, Asker("10.3.0.1", "batch"), **own) is None
+    assert refusal(RULES, Asker("10.3.0.1", "other"), **own) is Status.NOT_AUTHORIZED
+
+
+def test_others_are_mapped_by_whom_it_is_allowed_only() -> None:
+    neighbour = Endpoint("10.2.0.7", 80)
+    assert refusal(RULES, inside=neighbour) is None
+    assert refusal(RULES, Asker(PEER, "batch"), inside=neighbour) is Status.NOT_AUTHORIZED
+    assert refusal(RULES, inside=Endpoint("10.1.0.3", 80)) is Status.NOT_AUTHORIZED
+    management = Endpoint("10.2.0.7", 9)  # who answers for it is the asker in any case
+    assert refusal(RULES, inside=neighbour, management=management) is Status.NOT_AUTHORIZED
+
+
+def test_public_ports_are_those_of_the_allowance() -> None:
+    allowance = RULES.check(request(), Asker(PEER, "batch"))
+    assert [allowance.gives(("198.51.100.1", port)) for port in (19999, 20000, 20100)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_what_was_granted_earlier_stays_if_anybody_from_there_may_have_it() -> None:
+    public = ("198.51.100.1", 20000)
+    assert RULES.tolerates(PEER, (PEER, 22), public)  # it may have had the token
+    assert not RULES.tolerates(PEER, (PEER, 22), ("198.51.100.1", 20100))
+    assert RULES.tolerates(PEER, ("10.2.0.7", 80), ("198.51.100.1", 20100))
+    assert not Policy(allow=()).tolerates(PEER, (PEER, 80), public)
 
 
 A, B = "198.51.100.1", "198.51.100.2"

@@ -121,7 +121,7 @@ NUMBERS = [
     (Command.FLOW, R, "lifetime", 0, 86400),
     (Command.REGISTER, R, "lifetime", 0, 86400),
     (Command.REFRESH, R, "lifetime", 0, 86400),
-    (Command.FORWARD, Q, "lifetime", 0, 86400),
+    (Command.FORWARD, Q, "lifetime", 0, 2**32 - 1),
     (Command.FORWARD, R, "lifetime", 0, 86400),
     (Command.RENEW, R, "lifetime", 0, 86400),
 ]
