@@ -129,7 +129,7 @@ class Dispatcher:
         self._registry = registry
         self._relays = relays
         self._ask = ask
-        self._answers = Answers()
+        self._answers: dict[int, Answers] = {}
         self.probes = Probes()
         self.proxies: ProxySockets | None = None
         self.datagrams: DatagramProxies | None = None
@@ -171,17 +171,22 @@ class Dispatcher:
         if frame.command == Command.HELLO:
             return self._hello(frame, key, address, whom, now)
         request = _fingerprint(frame)
-        kept = self._answers.again(whom, request)
+        answers = self._answers_of(key)
+        kept = answers.again(whom, request)
         if kept is not None:
             return kept
         message = self._decode(frame, by_port)
         if not auth.check_cookie(self._identity.cookie_secret, whom, now, message.cookie):
             return auth.reply_to(frame, None, Status.STALE_EPOCH)
-        if not self._answers.begin(whom, request, now):
+        if not answers.begin(whom, request, now):
             return None
         reply = self._carry_out(frame, message, Sender(address, via, key, line), now)
-        self._answers.keep(whom, request, reply)
+        answers.keep(whom, request, reply)
         return reply
+
+    def _answers_of(self, key: Key | None) -> Answers:
+        """Return what was answered under one token: nobody's haste drops another's answers."""
+        return self._answers.setdefault(key.key_id if key else 0, Answers())
 
     def _decode(self, frame: Frame, by_port: bool) -> Any:
         if frame.command not in self._commands or by_port is not (frame.command == Command.FLOW):
@@ -375,7 +380,8 @@ class Dispatcher:
         for listener in self._registry.expire(now):
             log.info("listener at %s:%d expired", *listener.proxy)
             self._close_proxy(listener)
-        self._answers.expire(now)
+        for answers in self._answers.values():
+            answers.expire(now)
         self.probes.expire(now)
 
     def _close_proxy(self, listener: Listener) -> None:

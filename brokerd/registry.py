@@ -18,7 +18,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Protocol
 
 from gcbpatch.addresses import Address
@@ -30,6 +30,9 @@ from gcbpatch.wire.messages import Endpoint, Refresh, Register
 LOWEST_WISH = 1024
 MOST_ATTEMPTS = 256
 """How many ports are tried at the kernel for one REGISTER."""
+
+MOST_IDLE = 1024
+"""Entries of the queue that may be of listeners long gone, beside one for each that is there."""
 
 OpenPort = Callable[[int], bool]
 """Opens the proxy socket on a port; False if that port is in use or not allowed."""
@@ -310,6 +313,9 @@ class Registry:
     def _remove(self, listener: Listener) -> None:
         del self._listeners[listener.name]
         del self._by_proxy[listener.protocol, listener.proxy]
+        if len(self._queue) > MOST_IDLE + 2 * len(self._listeners):
+            self._queue = [(one.queued, one.name) for one in self._listeners.values()]
+            heapify(self._queue)
 
 
 def _same_token(one: Sender, other: Sender) -> bool:

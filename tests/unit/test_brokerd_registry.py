@@ -7,7 +7,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
-from brokerd.registry import MOST_ATTEMPTS, Listener, Ports, Refusal, Registry, Sender
+from brokerd.registry import MOST_ATTEMPTS, MOST_IDLE, Listener, Ports, Refusal, Registry, Sender
 from gcbpatch.errors import Status
 from gcbpatch.wire.auth import Key
 from gcbpatch.wire.messages import TCP, Endpoint, Refresh, Register
@@ -359,3 +359,13 @@ def test_a_draining_registry_enters_nobody_and_keeps_all() -> None:
     assert here.refresh(refresh_of(1, 1), sender(), 6.0) == (LONGEST, [])
     claim = {"proxy": Endpoint.of(held.proxy), "claim": here.claim_of(held)}
     assert enter(here, listener=3, **claim).proxy == held.proxy, "its client's agent was replaced"
+
+
+def test_who_comes_and_goes_leaves_no_memory_behind() -> None:
+    one = registry()
+    enter(one, client=2)
+    for number in range(10 * MOST_IDLE):
+        listener = enter(one, now=number * 1e-4)
+        one.unregister(listener.client, listener.id, sender())
+    assert len(one._queue) <= MOST_IDLE + 2
+    assert [gone.client for gone in one.expire(LONGEST + 1.0)] == [bytes([2]) * 16]
