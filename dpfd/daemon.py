@@ -21,7 +21,7 @@ from gcbpatch.config import read_tokens
 from gcbpatch.errors import ConfigError, GcbError
 from gcbpatch.wire.auth import Keyring
 
-from . import privileges
+from . import others, privileges
 from .config import Config
 from .dispatch import Dispatcher, Senses
 from .kernel import forwarding, host
@@ -29,6 +29,7 @@ from .kernel.port import KernelPort
 from .liveness import Liveness, probe
 from .mappings import Mappings
 from .mirror import Mirror
+from .others import Standing
 from .policy import Policy
 from .pool import Pool
 from .server import Limits, Server
@@ -131,6 +132,7 @@ def run(config: Config) -> None:
     private = host.addresses_of(config.private)
     hosts = _public_hosts(config)
     inside = tuple((config.private, address.network) for address in private)
+    standing = Standing(hosts, *config.ports)
     accept = forwarding.ForwardAccept(hosts, *config.ports)
     stop, again = Event(), Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)
@@ -151,13 +153,16 @@ def run(config: Config) -> None:
         upkeep.kill()
     finally:
         gateway.stop()
+        standing.close()
 
 
 def flush(config: Config) -> None:
     """Remove every rule of dpfd's, and the mappings from the mirror if there is one.
 
-    Raises ConfigError if a dpfd is running on this mirror, KernelError, MirrorError.
+    Raises ConfigError if a dpfd is running on this gateway, KernelError, MirrorError.
     """
+    for other in others.here():
+        raise ConfigError(f"another dpfd (process {other.pid}) serves here; end it first")
     if os.path.exists(config.mirror):
         mirror = Mirror(config.mirror, os.urandom(EPOCH_SIZE))
         try:

@@ -71,7 +71,7 @@ ARROWS |= storeys(
     "dispatch",
     "mappings liveness",
     "mirror kernel.*",
-    "config faults privileges",
+    "config faults privileges others",
     "policy pool table reconcile",
 )
 
