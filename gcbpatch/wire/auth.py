@@ -126,7 +126,8 @@ def proof(secret: bytes, label: str, name: bytes, *nonces: bytes) -> bytes:
 
     A proof over nonces of both sides is good for the one exchange in which they were drawn.
     Labels in use: ``join listener``, ``join connector``, ``open dialler``, ``open acceptor``,
-    ``open confirmed``, ``punch connector``, ``punch listener``, ``management``.
+    ``open confirmed``, ``punch connector``, ``punch listener``, ``management``,
+    ``way``, ``way over``, ``way back``, ``card``.
     """
     return _digest(secret, label.encode(), name, *nonces)[:16]
 

@@ -1,5 +1,8 @@
 """Datagrams between a program's port and its broker's relay port: a header in front of each.
 
+Those that go from one program's port to another's, past the relay, have the same header, of
+another kind, and a tag: D5, 0, the sender's port and host, 8 octets that only he was told.
+
     offset size
     0      1    kind: D4 whole, E4 one of two parts, F4 refused; D6, E6, F6 for a peer by IPv6
     1      1    0 in a whole datagram; 1 in the first part of two, 2 in the second
@@ -21,6 +24,8 @@ RemoteProtocolError for what came from the network.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import struct
 from dataclasses import dataclass
 
@@ -34,12 +39,16 @@ MOST_HEADER = 24
 
 WHOLE_4, PART_4, REFUSED_4 = 0xD4, 0xE4, 0xF4
 WHOLE_6, PART_6, REFUSED_6 = 0xD6, 0xE6, 0xF6
+DIRECT_4 = 0xD5
 CONTROL_BIT = 0x80
 """Clear in the first octet of whatever is not a datagram of a program's."""
 MAGIC_SIZE = 8
 """Octets before a control frame that goes to the relay from a program's port, or back."""
 
 HEADER_4 = 8
+TAG_SIZE = 8
+DIRECT_SIZE = HEADER_4 + TAG_SIZE
+"""Octets before a payload that goes past the relay."""
 _HEAD = struct.Struct(">BBH")
 _NUMBER = struct.Struct(">I")
 _SIZES = {WHOLE_4: 8, PART_4: 12, REFUSED_4: 8, WHOLE_6: 20, PART_6: 24, REFUSED_6: 20}
@@ -78,6 +87,28 @@ def refused(peer: Address) -> bytes:
     """Return what says that nobody takes datagrams at ``peer``; raises LocalProtocolError."""
     host = _host(peer)
     return _HEAD.pack(REFUSED_4 if len(host) == 4 else REFUSED_6, 0, peer[1]) + host
+
+
+def tag(listener: bytes, header: bytes) -> bytes:
+    """Return what has to stand before data that comes to a port past the relay.
+
+    ``listener`` is the port's id, which its peers are never told; ``header`` the header of
+    the peer's that the relay would send. Every process that has the port works it out by
+    itself.
+    """
+    return hashlib.blake2b(header, digest_size=TAG_SIZE, key=listener).digest()
+
+
+def direct(header: bytes, tag: bytes) -> bytes:
+    """Return what stands before a payload past the relay; ``header`` names its sender."""
+    return bytes([DIRECT_4]) + header[1:HEADER_4] + tag
+
+
+def undirected(listener: bytes, before: bytes) -> bytes | None:
+    """Return the header that the relay would have sent; None if the tag is not the right one."""
+    header = bytes([WHOLE_4]) + before[1:HEADER_4]
+    right = hmac.compare_digest(tag(listener, header), before[HEADER_4:DIRECT_SIZE])
+    return header if right else None
 
 
 def parts(peer: Address, number: int) -> tuple[bytes, bytes]:

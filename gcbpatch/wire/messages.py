@@ -62,6 +62,9 @@ class Command(enum.IntEnum):
     PUNCH = 46
     PROBE = 50
     ASK = 51
+    INTRODUCE = 54
+    MEET = 55
+    WAY = 56
 
 
 class PathKind(enum.IntEnum):
@@ -455,6 +458,65 @@ class Ask(Message, frozen=True):
     port: Annotated[int, Meta(ge=1, le=65535)]
 
 
+class Card(Message, frozen=True):
+    """How a UDP port is met by another one without the relay.
+
+    ``peer`` is the port's proxy address, by which the other knows it. ``secret`` is what the
+    other proves to have been given, ``magic`` what control datagrams to the port begin with,
+    ``tag`` what stands before data that the other sends. ``places`` are where the port may be
+    reached, ``knows`` says which card of the other's is known here already. ``translated``
+    tells whether the port is seen elsewhere than where it is bound.
+    """
+
+    peer: Endpoint
+    secret: Secret
+    magic: Short
+    tag: Short
+    places: Endpoints
+    network: Network = ""
+    knows: Nonce = b""
+    translated: bool = True
+
+
+class Introduce(Message, frozen=True):
+    """Agent to broker: give my ``card`` to who has the UDP proxy address ``target``."""
+
+    client: Id
+    cookie: Short
+    target: Endpoint
+    card: Card
+
+
+class Meet(Message, frozen=True):
+    """Broker to the agent of ``listener``: somebody whom it speaks with gives his card.
+
+    ``nonce`` is the one of REGISTER, which proves that the caller is the broker.
+    """
+
+    listener: Id
+    nonce: Short
+    card: Card
+
+
+class Way(Message, frozen=True):
+    """From one UDP port to another: is this a way to you, and are you who I think you are?
+
+    ``peer`` is the sender's proxy address, ``proof`` that both cards are known to it. With
+    ``over`` the sender uses no way to the other any more.
+    """
+
+    peer: Endpoint
+    challenge: Secret
+    proof: Proof
+    over: bool = False
+
+
+class WayReply(Message, frozen=True):
+    """The other's proof, over the challenge."""
+
+    proof: Proof
+
+
 REQUESTS: dict[Command, type[Message]] = {
     Command.HELLO: Hello,
     Command.REGISTER: Register,
@@ -476,6 +538,9 @@ REQUESTS: dict[Command, type[Message]] = {
     Command.PUNCH: Punch,
     Command.PROBE: Probe,
     Command.ASK: Ask,
+    Command.INTRODUCE: Introduce,
+    Command.MEET: Meet,
+    Command.WAY: Way,
 }
 
 REPLIES: dict[Command, type[Message]] = {
@@ -496,5 +561,8 @@ REPLIES: dict[Command, type[Message]] = {
     Command.PROVE: ProveReply,
     Command.PROBE: ProbeReply,
     Command.ASK: Nothing,
+    Command.INTRODUCE: Nothing,
+    Command.MEET: Nothing,
+    Command.WAY: WayReply,
 }
 """The body of a reply with status SUCCESS; a reply with any other status has none."""

@@ -77,6 +77,7 @@ def sized() -> list[tuple[Command, Kind, str, int, int]]:
     ]
     found += [(Command.REGISTER, Q, "nonce", 8, 8), (Command.CALL, Q, "nonce", 8, 8)]
     found += [(Command.OPEN, Q, "nonce", 16, 16), (Command.OPEN, R, "nonce", 16, 16)]
+    found += [(Command.MEET, Q, "nonce", 8, 8)]
     found += [(Command.JOIN, Q, "nonce", 0, 16), (Command.JOIN, R, "nonce", 0, 16)]
     return [*found, (Command.FORWARD, Q, "nonce", 16, 16)]
 
@@ -163,7 +164,34 @@ def test_no_list_is_without_bounds() -> None:
     for (kind, command), vector in EXAMPLES.items():
         for name, value in (vector.body or {}).items():
             address = isinstance(value, list) and [type(item) for item in value] == [str, int]
-            assert not isinstance(value, list) or address or (command, kind, name) in named
+            known = address or name == "card" or (command, kind, name) in named
+            assert not isinstance(value, list) or known
+
+
+@pytest.mark.parametrize("command", [Command.INTRODUCE, Command.MEET])
+@pytest.mark.parametrize(
+    ("place", "right", "wrong"),
+    [
+        pytest.param(0, [ADDRESS], [None, [], ["a name", 1]], id="peer"),
+        pytest.param(1, [bytes(16)], [bytes(15), bytes(17)], id="secret"),
+        pytest.param(2, [bytes(8)], [bytes(7), bytes(9)], id="magic"),
+        pytest.param(3, [bytes(8)], [bytes(7), bytes(9)], id="tag"),
+        pytest.param(4, [[], [ADDRESS] * 8], [[ADDRESS] * 9, [None]], id="places"),
+        pytest.param(5, ["", "n" * 64], ["n" * 65, 0], id="network"),
+        pytest.param(6, [b"", bytes(16)], [bytes(17)], id="knows"),
+        pytest.param(7, [True, False], [0, None], id="translated"),
+    ],
+)
+def test_every_field_of_a_card_is_bounded(
+    command: Command, place: int, right: list[Any], wrong: list[Any]
+) -> None:
+    vector = EXAMPLES[Q, command]
+    assert vector.body is not None
+    card = vector.body["card"]
+    for value in right:
+        taken(command, Q, card=[*card[:place], value, *card[place + 1 :]])
+    for value in wrong:
+        refused(command, Q, card=[*card[:place], value, *card[place + 1 :]])
 
 
 @pytest.mark.parametrize(("command", "kind", "name", "item", "most"), LISTS)
@@ -308,6 +336,7 @@ def test_commands_of_gcb_and_dpf_have_their_own_ranges() -> None:
     gcb = {Command.HELLO, Command.REGISTER, Command.REFRESH, Command.UNREGISTER, Command.CONNECT}
     gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW, Command.PROBE}
     gcb |= {Command.CONFIRM, Command.PUNCH, Command.ASK}
+    gcb |= {Command.INTRODUCE, Command.MEET, Command.WAY}
     for command in Command:
         assert command in ((*range(1, 16), *range(45, 60)) if command in gcb else range(16, 32))
 

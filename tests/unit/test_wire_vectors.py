@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gcbpatch.errors import Status
-from gcbpatch.wire import auth
+from gcbpatch.wire import auth, datagrams
 from gcbpatch.wire.auth import Key, Keyring
 from gcbpatch.wire.codec import MAX_DATAGRAM, Kind, message_of, parse, status_of
 from gcbpatch.wire.messages import REPLIES, REQUESTS, Command, Nothing
@@ -132,6 +132,18 @@ def test_the_claim() -> None:
     assert derived(secret, b"claim", client, text)[:16] == block.data
 
 
+def test_the_tag_and_what_stands_before_a_payload_past_the_relay() -> None:
+    tag, header = VALUES["tag"], VALUES["header past the relay"]
+    listener, (host, port) = tag.given.values()
+    named = struct.pack(">BBH4B", 0xD4, 0, port, *map(int, host.split(".")))
+    assert datagrams.tag(listener, datagrams.whole((host, port))) == tag.data
+    assert hashlib.blake2b(named, digest_size=8, key=listener).digest() == tag.data
+    assert header.data == b"\xd5" + named[1:] + tag.data
+    assert datagrams.direct(named, tag.data) == header.data
+    assert datagrams.undirected(listener, header.data) == named
+    assert datagrams.undirected(listener, header.data[:-1] + b"?") is None
+
+
 @pytest.mark.parametrize("name", [name for name in VALUES if name.startswith("proof")])
 def test_a_proof(name: str) -> None:
     block = VALUES[name]
@@ -142,8 +154,8 @@ def test_a_proof(name: str) -> None:
 
 def test_every_value_is_used_by_a_test() -> None:
     others = {name for name in VALUES if not name.startswith("proof")}
-    assert others == {"key id", "cookie", "claim"}
-    assert len(VALUES) - len(others) == 8
+    assert others == {"key id", "cookie", "claim", "tag", "header past the relay"}
+    assert len(VALUES) - len(others) == 12
 
 
 @pytest.mark.parametrize(
@@ -155,6 +167,8 @@ def test_every_value_is_used_by_a_test() -> None:
         ("CONFIRM request", "proof of who confirms"),
         ("PUNCH request", "proof of a punching connector"),
         ("PROVE reply", "proof of a management socket"),
+        ("WAY request", "proof of who asks for a way"),
+        ("WAY reply", "proof of who is asked for a way"),
     ],
 )
 def test_the_example_frames_hold_the_example_proofs(frame: str, value: str) -> None:
