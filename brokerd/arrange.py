@@ -54,6 +54,24 @@ def network_of(side: Side, secret: bytes) -> bytes:
     return hashlib.blake2b(name, digest_size=8, key=secret).digest()
 
 
+def places(told: list[Endpoint], asker: Side, other: Side) -> list[Endpoint]:
+    """Return those of the asker's places for datagrams that the other may be told to try.
+
+    A private one only where both may be in one network; a public one only if it is at the
+    host that the asker is seen under, since nobody is to be sent to third parties.
+    """
+    kept = []
+    for place in told:
+        if not place.port or ":" in place.host or is_wildcard(place.host):
+            continue
+        inside = is_private(place.host)
+        if _inside(other, Side(asker.observed, (place,), asker.network)) if inside else (
+            place.host == asker.observed[0]
+        ):
+            kept.append(place)
+    return kept[:MOST_ADDRESSES]
+
+
 def _may_punch(connector: Side, listener: Side) -> bool:
     """Whether each is seen by a public address of its own, of one family.
 

@@ -36,6 +36,7 @@ from gcbpatch.wire.messages import (
     Flow,
     FlowReply,
     HelloReply,
+    Meet,
     Message,
     Nothing,
     Path,
@@ -51,6 +52,7 @@ from gcbpatch.wire.messages import (
 from gcbpatch.wire.replay import Answers
 
 from .arrange import Side, arrange, network_of
+from .cards import Cards
 from .datagrams import DatagramProxies
 from .holds import Holds
 from .limits import Held, Limits
@@ -143,6 +145,7 @@ class Dispatcher:
             Command.CONNECT: self._connect,
             Command.PROBE: self._probe,
             Command.FLOW: self._flow,
+            Command.INTRODUCE: Cards(identity.host, registry, self._question).introduce,
         }
 
     # --- datagrams
@@ -397,8 +400,6 @@ class Dispatcher:
         paths: list[Path],
         now: float,
     ) -> None:
-        to = listener.sender
-        transaction = int.from_bytes(os.urandom(8), "big")
         message = Call(
             listener.id,
             listener.nonce,
@@ -408,11 +409,18 @@ class Dispatcher:
             commit,
             paths,
         )
-        data = auth.sealed(to.key, Kind.REQUEST, Command.CALL, transaction, message)
-        question = Question(transaction, data, listener, CALL_PATIENCE)
-        rendezvous.settle = self._ask(
-            question, lambda status: self._called(rendezvous.name, status), now
+        rendezvous.settle = self._question(
+            listener, message, lambda status: self._called(rendezvous.name, status), now
         )
+
+    def _question(
+        self, listener: Listener, message: Call | Meet, done: Callable[[Status], None], now: float
+    ) -> Callable[[], None]:
+        """Ask a listener's agent; return how to stop that."""
+        command = Command.CALL if isinstance(message, Call) else Command.MEET
+        transaction = int.from_bytes(os.urandom(8), "big")
+        data = auth.sealed(listener.sender.key, Kind.REQUEST, command, transaction, message)
+        return self._ask(Question(transaction, data, listener, CALL_PATIENCE), done, now)
 
     def _called(self, name: bytes, status: Status) -> None:
         """The listener's agent answered a CALL, or gave no answer (UNKNOWN)."""

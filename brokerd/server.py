@@ -202,7 +202,7 @@ class Datagrams:
     def _answered(self, frame: Frame, peer: Address, line: Line | None) -> None:
         """An answer came; one that nobody waits for, or from elsewhere, is passed over."""
         asked = self._asked.get(frame.transaction)
-        if asked is None or frame.command != Command.CALL:
+        if asked is None or frame.command not in (Command.CALL, Command.MEET):
             return
         if (asked.sent.address, asked.sent.line) != (peer, line):
             return

@@ -59,7 +59,7 @@ ARROWS |= storeys(
     "relay",
     "crew worker",
     "channel proxies probes holds pump datagrams lines",
-    "refusals splitting config metrics limits",
+    "refusals splitting config metrics limits cards",
     "registry arrange introductions drain",
 )
 ARROWS |= storeys(

@@ -1,0 +1,81 @@
+"""Gives a UDP port's card to another port's agent, so that both find a way past the relay.
+
+Whoever has a card knows a secret that only the holder of that proxy address was given: two
+ports that have each other's know who is at the other end, even if they are registered at
+different brokers. This room must never tell anybody an address of somebody else than the
+asker, and never send more at once than one card for each pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import msgspec
+
+from gcbpatch.addresses import Address
+from gcbpatch.errors import Status
+from gcbpatch.wire.messages import UDP, Card, Introduce, Meet, Nothing
+
+from .arrange import Side, places
+from .registry import Listener, Refusal, Registry, Sender
+
+Ask = Callable[[Listener, Meet, Callable[[Status], None], float], Callable[[], None]]
+"""Asks a listener's agent until it answers or is given up; returns how to stop that."""
+
+MOST_WAITING = 65536
+"""Cards that are not acknowledged yet."""
+
+
+class Cards:
+    """Passes cards on."""
+
+    def __init__(self, host: str, registry: Registry, ask: Ask) -> None:
+        """``host`` is that of this broker's proxy addresses."""
+        self._host = host
+        self._registry = registry
+        self._ask = ask
+        self._waiting: dict[tuple[bytes, Address], Callable[[], None]] = {}
+
+    def introduce(self, asked: Introduce, sender: Sender, now: float) -> Nothing:
+        """Carry out INTRODUCE; raises Refusal."""
+        listener = self._registry.at(UDP, asked.target.address)
+        if listener is None:
+            raise Refusal(Status.UNKNOWN, "no such proxy address here")
+        self._prove_owner(asked, sender)
+        here = Side(sender.address, (), asked.card.network)
+        there = Side(listener.sender.address, (), listener.network)
+        told = places(asked.card.places, here, there)
+        self._pass_on(listener, msgspec.structs.replace(asked.card, places=told), now)
+        return Nothing()
+
+    def _prove_owner(self, asked: Introduce, sender: Sender) -> None:
+        """Raise Refusal unless the card's proxy address, if it is one of ours, is the asker's.
+
+        Another broker's is proved by its holder alone being told the answer.
+        """
+        peer = asked.card.peer.address
+        if peer[0] != self._host:
+            return
+        owner = self._registry.at(UDP, peer)
+        if owner is None or owner.client != asked.client:
+            raise Refusal(Status.NOT_AUTHORIZED, "this proxy address is somebody else's")
+        self._registry.find(asked.client, owner.id, sender)
+
+    def _pass_on(self, listener: Listener, card: Card, now: float) -> None:
+        """Tell the listener's agent; a later card takes the place of an earlier one."""
+        between = listener.id, card.peer.address
+        former = self._waiting.pop(between, None)
+        if former is not None:
+            former()
+        if len(self._waiting) >= MOST_WAITING:
+            raise Refusal(Status.NO_RESOURCES, "too many cards are on their way")
+        self._waiting[between] = self._ask(
+            listener,
+            Meet(listener.id, listener.nonce, card),
+            lambda _: self._told(between),
+            now,
+        )
+
+    def _told(self, between: tuple[bytes, Address]) -> None:
+        """The agent has answered, or is given up."""
+        self._waiting.pop(between, None)
