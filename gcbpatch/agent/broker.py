@@ -20,10 +20,13 @@ from ..wire.messages import (
     TCP,
     UDP,
     Call,
+    Card,
     Command,
     Connect,
     ConnectReply,
     Endpoint,
+    Introduce,
+    Meet,
     Message,
     Refresh,
     RefreshReply,
@@ -56,6 +59,8 @@ def may_stand_for(broker: str, public: str) -> bool:
 
 
 OnCall = Callable[["Broker", Listener, Call], Status]
+OnMeet = Callable[[bytes, Card], Status]
+"""Told of the card of somebody whom the listener of that id speaks with."""
 OnLeft = Callable[["Broker", list[Registrant]], Awaitable[None]]
 """Told of registrants whose registration here is over, or not wanted any more."""
 
@@ -83,6 +88,7 @@ class Broker:
         self._on_left = on_left
         self.on_news: Callable[[], None] = lambda: None
         """Called when a listener that needed no broker has another address."""
+        self.on_meet: OnMeet = _meets_nobody
         self.control = Control(address, client, self.key, self._answer_call)
         self.unsupported: set[int] = set()
         """Protocols that it would not register when it was last asked."""
@@ -288,11 +294,21 @@ class Broker:
         assert isinstance(reply, ConnectReply)
         return reply
 
-    def _answer_call(self, call: Call) -> Status:
+    async def introduce(self, target: Address, card: Card) -> None:
+        """Give a card to the holder of ``target``; raises as Control.ask does."""
+        await self.control.ask(
+            Command.INTRODUCE,
+            lambda cookie: Introduce(self._client, cookie, Endpoint.of(target), card),
+            self.patience,
+        )
+
+    def _answer_call(self, call: Call | Meet) -> Status:
         one = self._listeners.get(call.listener)
-        if not isinstance(one, Listener) or not one.listens:
+        if one is None or not hmac.compare_digest(one.nonce, call.nonce):
             return Status.UNKNOWN
-        if not hmac.compare_digest(one.nonce, call.nonce):
+        if isinstance(call, Meet):
+            return self.on_meet(one.listener, call.card)
+        if not isinstance(one, Listener) or not one.listens:
             return Status.UNKNOWN
         return self._on_call(self, one, call)
 
@@ -378,6 +394,10 @@ class Broker:
         """Stop; registrations are left to their lifetime."""
         self._heart.stop()
         self.control.close()
+
+
+def _meets_nobody(_: bytes, __: Card) -> Status:
+    return Status.UNKNOWN
 
 
 def _listens(one: Registrant) -> bool:

@@ -18,8 +18,9 @@ from dataclasses import replace
 
 from ..addresses import Address, format_address, is_ip
 from ..config import ClientConfig
-from ..wire.messages import UDP
-from .broker import Broker, OnCall
+from ..errors import RefusedError, Status
+from ..wire.messages import UDP, Card
+from .broker import Broker, OnCall, OnMeet
 from .choice import ordered
 from .heart import Heart
 from .registrants import Collection, Registrant
@@ -77,6 +78,7 @@ class Brokers:
         self._tasks = Tasks()
         self._loop = asyncio.get_running_loop()
         self.on_news: Callable[[], None] = lambda: None
+        self.on_meet: OnMeet = lambda _, __: Status.UNKNOWN
 
     def __bool__(self) -> bool:
         """Whether there are brokers to be had, known by address or by a name that may resolve."""
@@ -114,6 +116,7 @@ class Brokers:
                 self._left,
             )
             self._brokers[address].on_news = lambda: self.on_news()
+            self._brokers[address].on_meet = lambda one, card: self.on_meet(one, card)
         if found:
             self._forget_all_but(set(found))
         return bool(fresh)
@@ -222,6 +225,14 @@ class Brokers:
                 format_address(one.proxy),
             )
             self.on_news()
+
+    async def introduce(self, target: Address, card: Card) -> None:
+        """Give a card to the holder of a proxy address; raises as Broker.introduce does."""
+        for broker in self:
+            if target[0] in broker.hosts and await broker.reach():
+                await broker.introduce(target, card)
+                return
+        raise RefusedError(Status.UNKNOWN, "no broker of ours")
 
     async def unregister(self, one: Registrant) -> None:
         """Give a proxy address back, wherever it is."""

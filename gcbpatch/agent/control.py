@@ -19,14 +19,14 @@ from ..addresses import Address, format_address
 from ..errors import RefusedError, RemoteProtocolError, Status
 from ..wire import auth
 from ..wire.codec import MAX_DATAGRAM, Frame, Kind, message_of, parse, status_of
-from ..wire.messages import Call, Command, Hello, HelloReply, Message
+from ..wire.messages import Call, Command, Hello, HelloReply, Meet, Message
 from ..wire.replay import Answers
 from ..wire.transaction import Requester, transaction_of
 from .line import Line, dial
 
 log = logging.getLogger("gcbpatch.agent")
 
-AnswerCall = Callable[[Call], Status]
+AnswerCall = Callable[[Call | Meet], Status]
 Greeting = asyncio.Task[tuple["Line | None", HelloReply]]
 
 LINE_AFTER = 1.0
@@ -344,8 +344,8 @@ class Control:
         if self._key is not None:
             auth.Keyring([self._key]).authenticate(frame)
         message = message_of(frame)
-        if not isinstance(message, Call):
-            raise RemoteProtocolError(Status.UNSUPPORTED, "only CALL is taken here")
+        if not isinstance(message, Call | Meet):
+            raise RemoteProtocolError(Status.UNSUPPORTED, "only CALL and MEET are taken here")
         if not self._answers.begin(self.broker, frame.transaction, self._loop.time()):
             return self._answers.again(self.broker, frame.transaction)
         answer = auth.reply_to(frame, self._key, self._answer_call(message))

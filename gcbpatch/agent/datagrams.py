@@ -23,7 +23,7 @@ from ..routes import Way
 from ..wire import auth
 from ..wire.codec import MAX_DATAGRAM
 from ..wire.datagrams import MAGIC_SIZE
-from ..wire.messages import UDP, Call, Command, Flow, FlowReply, HelloReply
+from ..wire.messages import UDP, Call, Card, Command, Flow, FlowReply, HelloReply, Meet
 from . import sockdiag
 from .broker import Broker
 from .brokers import Brokers
@@ -32,6 +32,7 @@ from .door import Bind, Bound, Endpoint, Hold
 from .gateway import Gateway
 from .heart import Heart
 from .tasks import Tasks
+from .ways import SharedPage, Ways, places_of
 
 log = logging.getLogger("gcbpatch.agent")
 
@@ -55,6 +56,8 @@ class Channel(Control):
     ) -> None:
         self._sibling = sibling
         self._magic = magic
+        self.on_stranger: Callable[[bytes, Address], None] = _passed_over
+        """Told of what begins with the magic and does not come from the relay."""
         super().__init__(relay, client, key, _refuse)
 
     def _open(self) -> socket.socket:
@@ -63,11 +66,15 @@ class Channel(Control):
         return self._sibling
 
     def _send(self, data: bytes) -> None:
+        self.say(self._magic + data, self.broker)
+
+    def say(self, data: bytes, place: Address) -> None:
+        """Send from the program's port; what cannot be sent is lost, as datagrams may be."""
         # Never connected: a connected sibling would get everything that the relay sends.
         try:
-            self._socket.sendto(self._magic + data, self.broker)
+            self._socket.sendto(data, place)
         except OSError as error:
-            self._log_once("cannot send to the relay at %s: %s", error)
+            self._log_once("cannot send from a port that is relayed by %s: %s", error)
 
     def _readable(self) -> None:
         while True:
@@ -78,12 +85,20 @@ class Channel(Control):
             except OSError as error:
                 self._log_once("the relay at %s cannot be reached: %s", error)
                 return
-            if source == self.broker and data[:MAGIC_SIZE] == self._magic:
+            if data[:MAGIC_SIZE] != self._magic:
+                continue
+            if source == self.broker:
                 self._receive_datagram(data[MAGIC_SIZE:])
+            else:
+                self.on_stranger(data[MAGIC_SIZE:], source)
 
 
-def _refuse(_: Call) -> Status:
+def _refuse(_: Call | Meet) -> Status:
     return Status.UNKNOWN
+
+
+def _passed_over(_: bytes, __: Address) -> None:
+    """Nobody is meant to speak with the port but the relay."""
 
 
 @dataclass(slots=True)
@@ -105,6 +120,8 @@ class Port:
     broker: Broker | None = None
     channel: Channel | None = None
     heart: Heart | None = None
+    ways: Ways | None = None
+    page: SharedPage | None = None
 
     @property
     def nudge_target(self) -> Address:
@@ -131,6 +148,7 @@ class Datagrams:
     def use(self, brokers: Brokers, gateway: Gateway | None) -> None:
         """Register with these."""
         self._brokers, self._gateway = brokers, gateway
+        brokers.on_meet = self._met
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -201,13 +219,16 @@ class Datagrams:
         relay = Endpoint.of(one.relay) if one.relay else None
         return Bound(Endpoint.of(one.proxy), relay, hosts, one.how)
 
-    async def hold(self, asked: Hold, fd: int) -> Bound:
-        """Take the sibling of a registered port: let datagrams come, and keep the way open."""
+    async def hold(self, asked: Hold, fd: int) -> tuple[Bound, tuple[int, ...]]:
+        """Take the sibling of a registered port: let datagrams come, and keep the way open.
+
+        Along with the answer goes the page of the port's ways past the relay.
+        """
         one = self._by_id.get(asked.listener)
         sibling = socket.socket(fileno=fd)
         if one is None or one.relay is None or one.channel is not None:
             sibling.close()
-            return Bound(None, reason="not known")
+            return Bound(None, reason="not known"), ()
         key = self._config.key()
         one.channel = Channel(sibling, asked.magic, one.relay, self._client, key)
         one.heart = Heart(self._config.lifetime, lambda: self._beat(one))
@@ -215,9 +236,51 @@ class Datagrams:
             await self._flow(one)
         except FAILURES as error:
             self._end(one)
-            return Bound(None, reason=f"the relay: {error}")
+            return Bound(None, reason=f"the relay: {error}"), ()
         one.heart.start()
-        return self._bound(one)
+        self._open_ways(one, asked.magic)
+        return self._bound(one), (os.dup(one.page.fd),) if one.page is not None else ()
+
+    def _open_ways(self, one: Port, magic: bytes) -> None:
+        """Let peers and this port find ways past the relay."""
+        assert one.channel is not None and one.proxy is not None and self._brokers is not None
+        try:
+            one.page = one.page or SharedPage()
+        except OSError as error:
+            log.warning("datagrams go by the relay only: %s", error)
+            return
+        one.ways = Ways(
+            one.listener,
+            one.proxy,
+            magic,
+            self._config.network,
+            one.channel.say,
+            self._brokers.introduce,
+            one.page.page,
+        )
+        one.channel.on_stranger = lambda data, source: self._heard(one, data, source)
+        self._place(one)
+
+    def _place(self, one: Port) -> None:
+        """The port's own address and the one under which the relay sees it."""
+        if one.ways is None or one.channel is None or one.broker is None:
+            return
+        hello = one.channel.hello
+        host = one.broker.control.local_host if is_wildcard(one.bound[0]) else one.bound[0]
+        seen = [hello.observed.address] if hello is not None else []
+        one.ways.places = places_of([(host, one.bound[1]), *seen])
+
+    def _heard(self, one: Port, data: bytes, source: Address) -> None:
+        if one.ways is None:
+            return
+        if source == one.nudge_target:
+            one.ways.note(data)
+        else:
+            one.ways.receive(data, source)
+
+    def _met(self, listener: bytes, card: Card) -> Status:
+        one = self._by_id.get(listener)
+        return Status.UNKNOWN if one is None or one.ways is None else one.ways.meet(card)
 
     async def _flow(self, one: Port) -> None:
         """Tell the relay where the port is; raises as Control.ask does."""
@@ -230,6 +293,7 @@ class Datagrams:
         assert isinstance(reply, FlowReply)
         one.channel.hello = HelloReply(reply.epoch, reply.cookie, reply.observed, 0)
         one.heart.granted(reply.lifetime)
+        self._place(one)
 
     async def _beat(self, one: Port) -> bool:
         """Keep the way open; a relay that has forgotten the port gets it registered again."""
@@ -284,6 +348,10 @@ class Datagrams:
         self._narrow()
         if one.heart is not None:
             one.heart.stop()
+        if one.ways is not None:
+            one.ways.close()
+        if one.page is not None:
+            one.page.close()
         if one.channel is not None:
             one.channel.close()
 

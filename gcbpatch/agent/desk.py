@@ -81,16 +81,18 @@ class Desk:
         """Whether anything here still needs the agent."""
         return self.listeners.in_use or len(self.datagrams) > 0
 
-    async def datagram(self, asked: Bind | Hold | Vacate, fds: list[int]) -> Bound:
+    async def datagram(
+        self, asked: Bind | Hold | Vacate, fds: list[int]
+    ) -> tuple[Bound, tuple[int, ...]]:
         """Do what is asked about a UDP port; raises DoorError for a wrong number of ``fds``."""
         if len(fds) != isinstance(asked, Hold):
             close_all(fds)
             raise DoorError(f"{type(asked).__name__} came with {len(fds)} descriptors")
         if isinstance(asked, Bind):
-            return await self.datagrams.bind(asked)
+            return await self.datagrams.bind(asked), ()
         if isinstance(asked, Hold):
             return await self.datagrams.hold(asked, fds[0])
-        return self.datagrams.vacate()
+        return self.datagrams.vacate(), ()
 
     async def listen(
         self, asked: Listen, take: socket.socket, put: socket.socket

@@ -132,7 +132,8 @@ class Bind(DoorMessage, frozen=True):
 class Hold(DoorMessage, frozen=True):
     """Comes with the sibling of a port that Bind got a relay for; answered by Bound.
 
-    The kernel gives the sibling what begins with ``magic``, and nothing else.
+    The kernel gives the sibling what begins with ``magic``, and nothing else. With the answer
+    comes the port's page of ways past the relay (wire.waypage).
     """
 
     listener: Id

@@ -120,7 +120,7 @@ class Doorkeeper:
             take, put = (socket.socket(fileno=fd) for fd in fds)
             return await self._desk.listen(asked, take, put)
         if isinstance(asked, door.Bind | door.Hold | door.Vacate):
-            return await self._desk.datagram(asked, fds), ()
+            return await self._desk.datagram(asked, fds)
         door.close_all(fds)
         if isinstance(asked, door.Adopt):
             return self._desk.adopt(asked.cookie)

@@ -20,9 +20,9 @@ from typing import Any
 
 import gevent.socket
 
-from ..addresses import Address
+from ..addresses import Address, is_wildcard
 from ..errors import RemoteProtocolError
-from ..wire.datagrams import HEADER_4, MOST_PAYLOAD, WHOLE_4
+from ..wire.datagrams import DIRECT_4, DIRECT_SIZE, HEADER_4, MOST_PAYLOAD, WHOLE_4
 from .flow import Flow
 from .raw import LAYER, Raw
 
@@ -34,6 +34,10 @@ _sendmsg = _base.sendmsg
 _PEEK, _TRUNC = int(socket.MSG_PEEK), int(socket.MSG_TRUNC)
 _ERRQUEUE = int(socket.MSG_ERRQUEUE)
 _MOST_INT = 2**31
+_NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.EACCES, errno.EINVAL)
+"""What says that a place cannot be sent to from here, but the relay perhaps can."""
+NO_WAYS = b"-"
+"""Tells the agent that this socket hears nobody but the relay."""
 _ROOM = 65536
 _MOST_ROOMS = 8
 _rooms: list[bytearray] = []
@@ -131,12 +135,12 @@ class Datagram(Raw):
         """Receive into the program's buffers, between one for the header and one for the rest."""
         room = _rooms.pop() if _rooms else bytearray(_ROOM)
         try:
-            vectors = [bytearray(HEADER_4), *views, room]
+            vectors = [bytearray(self._state.head), *views, room]
             got = self._receive(vectors, flags, ancillary)
             if got.joined is not None:
                 _scatter(got.joined, views)
-            elif not got.offset:
-                _scatter(_gather(vectors, got.size), views)
+            elif got.offset != len(vectors[0]):
+                _scatter(_gather(vectors, got.size)[got.offset :], views)
         finally:
             _keep(room)
         size, space = got.size - got.offset, sum(map(len, views))
@@ -149,10 +153,15 @@ class Datagram(Raw):
         flow: Flow = self._state
         while True:
             size, extra, told, source = _recvmsg_into(self, vectors, ancillary, flags & ~_TRUNC)
+            head = vectors[0]
             if source != flow.relay:
+                if size >= DIRECT_SIZE and head[0] == DIRECT_4:
+                    peer = flow.heard_directly(_gather(vectors, DIRECT_SIZE))
+                    if peer is not None:
+                        return Got(size, DIRECT_SIZE, None, extra, told, peer)
                 flow.heard_plainly(source)
                 return Got(size, 0, None, extra, told, source)
-            head = vectors[0]
+            flow.head = HEADER_4
             if size >= HEADER_4 and head[0] == WHOLE_4:
                 try:
                     peer = flow.heard(bytes(head[:HEADER_4]))
@@ -228,6 +237,10 @@ class Datagram(Raw):
         if flow.peer_header is not None:
             self._tell_of_refusal(flow)
         size = sum(view.nbytes for view in payload)
+        if flow.ways is not None and size + DIRECT_SIZE <= MOST_PAYLOAD:
+            sent = self._send_past_the_relay(flow, header, payload, ancillary, flags)
+            if sent >= 0:
+                return sent
         if size + len(header) <= MOST_PAYLOAD:
             return _sendmsg(self, [header, *payload], ancillary, flags, flow.relay) - len(header)
         if size > MOST_PAYLOAD:
@@ -237,6 +250,39 @@ class Datagram(Raw):
         _sendmsg(self, [first, data[: size // 2]], ancillary, flags, flow.relay)
         _sendmsg(self, [second, data[size // 2 :]], ancillary, flags, flow.relay)
         return size
+
+    def _send_past_the_relay(
+        self, flow: Flow, header: bytes, payload: list[memoryview], ancillary: Any, flags: int
+    ) -> int:
+        """Send where there is a way now; else return -1, and have one looked for."""
+        assert flow.ways is not None
+        way = flow.ways.way(header)
+        if way is None:
+            if flow.wants_way(header):
+                self._want_way(flow, header)
+            return -1
+        before, place = way
+        try:
+            return _sendmsg(self, [before, *payload], ancillary, flags, place) - DIRECT_SIZE
+        except OSError as error:
+            if error.errno not in _NO_WAY:
+                raise
+            flow.ways.failed(header)
+            return -1
+
+    def _want_way(self, flow: Flow, header: bytes) -> None:
+        """Have the agent look for a way past the relay; the datagram goes to its sibling."""
+        host, port = _base.getsockname(self)
+        said = NO_WAYS if flow.kernel_connected else header
+        try:
+            _base.sendto(
+                self,
+                flow.label.magic + said,
+                socket.MSG_DONTWAIT,
+                ("127.0.0.1" if is_wildcard(host) else host, port),
+            )
+        except OSError:
+            return  # it is only said now and then, and the next time is as good
 
     def _tell_of_refusal(self, flow: Flow) -> None:
         """Raise if the peer that the socket is connected to has refused what was sent before."""
@@ -277,7 +323,9 @@ class Datagram(Raw):
         if not by_relay or flow.kernel_connected:
             # Nothing but another connect() takes a kernel's connect back.
             error = how(self, flow.relay if by_relay else address)
-            flow.kernel_connected = flow.kernel_connected or not error
+            if not error and not flow.kernel_connected:
+                flow.kernel_connected = True
+                self._want_way(flow, b"")
         if not error:
             flow.connect(self, address if by_relay else None)
         return error

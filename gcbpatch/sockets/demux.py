@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..addresses import Address, pack_host, unpack_host
-from ..wire.datagrams import REFUSED_4
+from ..wire.datagrams import REFUSED_4, direct, tag, whole
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _SO_ATTACH_FILTER = 26
@@ -171,8 +171,15 @@ def _without(label: Label) -> list[Instruction]:
 
 
 def _only(label: Label) -> list[Instruction]:
-    """Nothing but frames from the relay whose header names the peer."""
+    """Nothing but what has the peer's tag, and frames from the relay whose header names it."""
     assert label.peer is not None
+    header = whole(label.peer)
+    before = struct.unpack(">4I", direct(header, tag(label.listener, header)))
+    direct_tests = [(_WORD, _UDP_HEADER + 4 * n, word) for n, word in enumerate(before)]
+    directed: list[Instruction] = [(_LEN, 0, 0, 0), (_LEAST, 0, 9, 24)]
+    for number, (load, at, value) in enumerate(direct_tests):
+        directed += [(load, 0, 0, at), (_EQUAL, 0, 2 * (4 - number) - 1, value)]
+    directed += [(_RETURN, 0, 0, _EVERYTHING)]
     tests = [
         (_WORD, _SOURCE_HOST, _host_word(label.relay)),
         (_HALF, 0, label.relay[1]),
@@ -182,7 +189,7 @@ def _only(label: Label) -> list[Instruction]:
     program: list[Instruction] = [(_LEN, 0, 0, 0), (_LEAST, 0, 2 * len(tests) + 1, 16)]
     for number, (load, at, value) in enumerate(tests):
         program += [(load, 0, 0, at), (_EQUAL, 0, 2 * (len(tests) - number) - 1, value)]
-    return [*program, (_RETURN, 0, 0, _EVERYTHING), (_RETURN, 0, 0, 0)]
+    return [*directed, *program, (_RETURN, 0, 0, _EVERYTHING), (_RETURN, 0, 0, 0)]
 
 
 def _host_word(address: Address) -> int:

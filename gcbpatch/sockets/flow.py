@@ -20,6 +20,7 @@ from ..errors import RemoteProtocolError
 from ..wire import datagrams
 from . import demux
 from .demux import Label
+from .ways import WayPage
 
 MOST_PEERS = 8192
 PEER_SECONDS = 1800.0
@@ -81,6 +82,10 @@ class Flow:
         # Headers of peers through the relay; empty ones stand for peers of the kernel's.
         self._headers: Recent[Address, bytes] = Recent()
         self._peers: Recent[bytes, Address] = Recent()
+        self._directed: Recent[bytes, tuple[bytes, Address]] = Recent()
+        self.head = datagrams.HEADER_4
+        """Octets before the payload of what was heard last: those of the next may be as many."""
+        self.ways: WayPage | None = None
         self._number = 0
         self.peer_header = datagrams.whole(label.peer) if label.peer else None
         """Of the peer that the socket is connected to through the relay."""
@@ -123,9 +128,35 @@ class Flow:
             self._headers.put(peer, header)
         return peer
 
+    def heard_directly(self, before: bytes) -> Address | None:
+        """Return the peer that spoke past the relay; None if it does not prove to be one."""
+        known = self._directed.get(before)
+        if known is None:
+            header = datagrams.undirected(self.label.listener, before)
+            if header is None:
+                return None
+            try:
+                known = header, self.heard(header)
+            except RemoteProtocolError:
+                return None
+            self._directed.put(before, known)
+        header, peer = known
+        if self._headers.get(peer) != header:
+            self._headers.put(peer, header)
+        self.head = datagrams.DIRECT_SIZE
+        return peer
+
+    def wants_way(self, header: bytes) -> bool:
+        """Return whether the agent is to be told that this peer is spoken with by the relay."""
+        if self.ways is None or not self.ways.is_due(header):
+            return False
+        host, port = datagrams.parse(header).peer
+        return host in self._hosts and port not in self._ports
+
     def heard_plainly(self, peer: Address) -> None:
         """This peer speaks with us by itself, and is answered so."""
-        if self._headers.get(peer):
+        known = self._headers.get(peer)
+        if known or (known is None and peer[0] in self._hosts):
             self._headers.put(peer, b"")
 
     def join(self, data: bytes, peeked: bool) -> tuple[bytes, Address] | None:

@@ -25,6 +25,7 @@ from .later import AgentGone, door
 from .link import Link
 from .raw import LAYER, Raw, wants_identity
 from .table import Names, cookie_of, inode_of
+from .ways import WayPage
 
 log = logging.getLogger("gcbpatch")
 
@@ -70,7 +71,7 @@ def _share_again(link: Link, sock: _socket.socket, flow: Flow) -> None:
             log.info("UDP port %d is not registered again: %s", bound[1], answer.reason)
             return
         flow.moved(sock, answer.public.address, answer.relay.address)
-        _hold(link, sock, flow.label)
+        _hold(link, sock, flow)
     except (AgentGone, OSError) as error:
         log.info("UDP port %d is not registered again: %s", bound[1], error)
 
@@ -124,7 +125,7 @@ def _relay(link: Link, sock: Raw, label: Label, hosts: frozenset[str]) -> None:
     demux.attach(sock, label)
     _adopt(sock, label, hosts)
     try:
-        problem = _hold(link, sock, label)
+        problem = _hold(link, sock, sock._state)
     except (AgentGone, OSError) as error:
         problem = str(error)
     if problem:
@@ -132,16 +133,22 @@ def _relay(link: Link, sock: Raw, label: Label, hosts: frozenset[str]) -> None:
         _give_up(sock)
 
 
-def _hold(link: Link, sock: _socket.socket, label: Label) -> str:
-    """Give the agent a sibling; returns what is wrong, if anything.
+def _hold(link: Link, sock: _socket.socket, flow: Flow) -> str:
+    """Give the agent a sibling, get the page of ways; returns what is wrong, if anything.
 
     Raises AgentGone and OSError.
     """
+    label = flow.label
     sibling = demux.sibling_of(sock, label.magic)
     try:
-        answer = link.ask(door.Hold(label.listener, label.magic), (sibling.fileno(),))
+        asked = door.Hold(label.listener, label.magic)
+        answer, fds = link.ask_for_descriptors(asked, (sibling.fileno(),))
     finally:
         sibling.close()
+    try:
+        flow.ways = WayPage(fds[0]) if fds else flow.ways
+    finally:
+        door.close_all(fds)
     return "" if answer.public is not None else answer.reason or "no reason given"
 
 

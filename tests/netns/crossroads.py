@@ -1,8 +1,9 @@
 """All kinds of networks in one lab, a listener of each sort in each, and one broker in public.
 
 Listeners' networks are on one public segment, connectors' on another. Which path a TCP connection
-took stands in the log of the connector's agent; whose datagrams a listener gets is seen by its
-host's kernel, which keeps their sources and sizes: each pair of programs has a size of its own.
+took, or the datagrams between two programs of ours, stands in the log of the connector's agent; whose
+other datagrams a listener gets is seen by its host's kernel, which keeps their sources and sizes:
+each pair of programs has a size of its own.
 """
 
 from __future__ import annotations
@@ -150,6 +151,10 @@ class Crossroads:
 
     def _path(self, connector: str, cell: Cell, heard: list[tuple[int, str]]) -> str:
         host, port = self._address(cell)
+        if cell[:3] == ("GCB", "GCB", "UDP") and host == self.broker.address:
+            log = self._log(self._host(connector, cell)).read_text()
+            found = re.findall(rf"datagrams for {host}:{port}: (\w+)", log)
+            return str(found[-1]).lower() if found else "relayed"
         if cell[2] == "UDP":
             least = self._size(connector, cell)
             sources = {source for size, source in heard if least <= size < least + STEP}
@@ -161,11 +166,11 @@ class Crossroads:
         return str(found[-1]) if found else "kernel"
 
     def _path_of_datagrams(self, host: str, sources: set[str]) -> str:
-        """Punched, if any datagram came from elsewhere than from the relay."""
+        """Relayed, if they came from there and nowhere else."""
         if host != self.broker.address:
             return "kernel"
         assert sources, "answers without anything that came"
-        return "relayed" if sources <= {self.broker.address} else "punched"
+        return "relayed" if sources <= {self.broker.address} else "strange"
 
     def _heard(self, host: Host) -> list[tuple[int, str]]:
         """Sizes and sources of the datagrams that have come to a host."""

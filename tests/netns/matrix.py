@@ -41,14 +41,14 @@ GRIDS = {
 """,
     ("GCB", "GCB", "UDP"): """
               public   firewalled  filtering  randomising  resetting  nested   blocked
- public       relayed  relayed     relayed    relayed      relayed    relayed  -
- firewalled   relayed  relayed     relayed    relayed      relayed    relayed  -
- filtering    relayed  relayed     relayed    relayed      relayed    relayed  -
- randomising  relayed  relayed     relayed    relayed      relayed    relayed  -
- resetting    relayed  relayed     relayed    relayed      relayed    relayed  -
- nested       relayed  relayed     relayed    relayed      relayed    relayed  -
+ public       direct   direct      punched    punched      punched    punched  -
+ firewalled   direct   direct      punched    relayed      punched    punched  -
+ filtering    direct   direct      punched    relayed      punched    punched  -
+ randomising  direct   relayed     relayed    relayed      relayed    relayed  -
+ resetting    direct   direct      punched    relayed      punched    punched  -
+ nested       direct   direct      punched    relayed      punched    punched  -
  blocked      -        -           -          -            -          -        -
- neighbour    .        .           relayed    relayed      relayed    relayed  kernel
+ neighbour    .        .           local      local        local      local    kernel
 """,
     ("ordinary", "GCB", "TCP"): """
               public   firewalled  filtering  randomising  resetting  nested   blocked

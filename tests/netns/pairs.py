@@ -33,6 +33,9 @@ class Listening:
 class Ground:
     """A lab, daemons in it, and programs that are patched where their host has settings."""
 
+    brokerd: Program
+    """The broker in public, where a test has started it so."""
+
     def __init__(self, lab: Lab, tmp: Path) -> None:
         self.lab, self.tmp = lab, tmp
         self.settings: dict[str, dict[str, str]] = {}

@@ -16,6 +16,9 @@ import time
 AGAIN_SECONDS = 0.25
 """A datagram that was not answered by then is sent again."""
 EXCHANGES = 3
+LOOKING = 1.5
+"""Seconds for which datagrams are exchanged at least: a better path is found meanwhile."""
+PAUSE = 0.1
 
 
 def listen() -> None:
@@ -81,9 +84,12 @@ def by_tcp(address: tuple[str, int], size: int, seconds: float) -> None:
 def by_udp(address: tuple[str, int], size: int, seconds: float) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("", 0))
-        until = time.monotonic() + seconds
-        for _ in range(EXCHANGES):
-            answered(sock, address, os.urandom(size), until)
+        begin = time.monotonic()
+        exchanges = 0
+        while exchanges < EXCHANGES or time.monotonic() < begin + LOOKING:
+            answered(sock, address, os.urandom(size), begin + seconds)
+            exchanges += 1
+            time.sleep(PAUSE)
 
 
 def answered(sock: socket.socket, address: tuple[str, int], data: bytes, until: float) -> None:
