@@ -236,12 +236,10 @@ class Ways:
 
     def _show(self, way: Way) -> None:
         """Have the program see the place of a way, if that is not what it sees."""
-        slot, seen = self._slots.get(way.peer, (None, None))
+        _, seen = self._slots.get(way.peer, (None, None))
         if way.place == seen:
             return
-        if slot is not None:
-            self._page.clear(slot)
-            del self._slots[way.peer]
+        self._hide(way)
         if way.place is None or way.card is None:
             log.info("datagrams for %s: RELAYED", format_address(way.peer))
             return
@@ -250,10 +248,14 @@ class Ways:
         self._slots[way.peer] = number, way.place
         log.info("datagrams for %s: %s", format_address(way.peer), way.kind)
 
+    def _hide(self, way: Way) -> None:
+        slot, _ = self._slots.pop(way.peer, (None, None))
+        if slot is not None:
+            self._page.clear(slot)
+
     def _drop(self, way: Way) -> None:
         self._say_over(way)
-        way.place = None
-        self._show(way)
+        self._hide(way)
         del self._ways[way.peer]
 
     def close(self) -> None:

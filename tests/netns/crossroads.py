@@ -1,9 +1,9 @@
 """All kinds of networks in one lab, a listener of each sort in each, and one broker in public.
 
 Listeners' networks are on one public segment, connectors' on another. Which path a TCP connection
-took, or the datagrams between two programs of ours, stands in the log of the connector's agent; whose
-other datagrams a listener gets is seen by its host's kernel, which keeps their sources and sizes:
-each pair of programs has a size of its own.
+took, or the datagrams between two programs of ours, stands in the log of the connector's agent;
+whose other datagrams a listener gets is seen by its host's kernel, which keeps their sources and
+sizes: each pair of programs has a size of its own.
 """
 
 from __future__ import annotations
