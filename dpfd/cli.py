@@ -23,7 +23,8 @@ from . import config as settings
 @click.option("--public", metavar="IFACE|IP[,IP]", help="Interface or addresses of the outside.")
 @click.option("--port", type=int, help="Port for commands, on the private side.  [65431]")
 @click.option("--ports", metavar="LO-HI", help="Public ports to give away.  [10000-32767]")
-@click.option("--backend", metavar="auto|iptables", help="What sets the rules.  [auto: iptables]")
+@click.option("--backend", metavar="auto|nftables|iptables", help="What sets the rules: auto takes \
+what the gateway uses.  [auto]")
 @click.option("--mirror", metavar="FILE", help=f"The mirror file.  [{settings.DEFAULT_MIRROR}]")
 @click.option("--token-file", metavar="FILE", help="Tokens of clients, one 'name token' a line.")
 @click.option("--wish", metavar="any|refuse", help="What a client gets that cannot have the \
@@ -32,8 +33,9 @@ public port that it wishes for: any other, or none.  [any]")
 @click.option("--reconcile-interval", type=float, metavar="SECONDS", help="How often what \
 others did to the rules is put right.  [60]")
 @click.option("--log", metavar="LEVEL", help="DEBUG, INFO, WARNING or ERROR.  [INFO]")
+@click.option("--dry-run", is_flag=True, help="Print what would be done to the firewall, and end.")
 @click.option("--flush", is_flag=True, help="Remove all rules and mappings of dpfd's, and end.")
-def command(path: str | None, flush: bool, **flags: Any) -> None:
+def command(path: str | None, dry_run: bool, flush: bool, **flags: Any) -> None:
     """Forward ports of a NAT gateway to programs inside, as they ask for it.
 
     Rules stay when dpfd ends, since mappings live through a restart; --flush removes them.
@@ -53,6 +55,10 @@ def command(path: str | None, flush: bool, **flags: Any) -> None:
     for key in ("private", "public"):
         if not getattr(config, key):
             raise ConfigError(f"--{key} is missing; the {key} interface would be right")
+    if dry_run:
+        for line in daemon.plan(config):
+            print(line)
+        return
     daemon.run(config)
 
 

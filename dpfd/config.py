@@ -17,7 +17,7 @@ from gcbpatch.errors import ConfigError
 from .policy import Allowance, Network, Range
 
 DEFAULT_MIRROR = "/var/lib/dpfd/mirror.db"
-BACKENDS = ("auto", "iptables")
+BACKENDS = ("auto", "nftables", "iptables")
 WISHES = ("any", "refuse")
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 

@@ -10,8 +10,7 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import gevent
 from gevent.event import Event
@@ -24,25 +23,28 @@ from gcbpatch.wire.auth import Keyring
 from . import others, privileges
 from .config import Config
 from .dispatch import Dispatcher, Senses
-from .kernel import forwarding, host
-from .kernel.port import KernelPort
+from .kernel import choice, host
+from .kernel.firewall import Firewall
+from .kernel.port import KernelPort, Layout
+from .kernel.watch import AddressWatch
 from .liveness import Liveness, probe
-from .mappings import Mappings
+from .mappings import Mappings, rule_of
 from .mirror import Mirror
 from .others import Standing
 from .policy import Policy
 from .pool import Pool
+from .reconcile import diff
 from .server import Limits, Server
-from .table import Table
-
-if TYPE_CHECKING:
-    from .kernel.iptables import Iptables
+from .table import Mapping, Table
+from .upkeep import Upkeep
 
 log = logging.getLogger("dpfd")
 
 EPOCH_SIZE = 8
 STOP_PATIENCE = 3.0
 """Seconds that a change under way may take when the daemon is to end."""
+LEASES = 3
+"""Lifetimes that the kernel keeps a rule of a dpfd that does not come back."""
 EXPIRY_INTERVAL = 0.5
 """Seconds between two looks for leases that are over."""
 
@@ -55,7 +57,7 @@ class Gateway:
         config: Config,
         hosts: tuple[str, ...],
         kernel: KernelPort,
-        port_in_use: Callable[[Address], bool],
+        port_in_use: Callable[[int, Address], bool],
     ) -> None:
         """Raises ConfigError for a mirror or a token file that cannot be used."""
         self._config = config
@@ -130,29 +132,38 @@ def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, KernelError and PrivilegeError."""
     privileges.require()
     private = host.addresses_of(config.private)
-    hosts = _public_hosts(config)
-    inside = tuple((config.private, address.network) for address in private)
-    standing = Standing(hosts, *config.ports)
-    accept = forwarding.ForwardAccept(hosts, *config.ports)
+    layout = _layout(config)
+    standing = Standing(layout.hosts, *config.ports)
     stop, again = Event(), Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)
     gevent.signal_handler(signal.SIGINT, stop.set)
     gevent.signal_handler(signal.SIGHUP, again.set)
-    gateway = Gateway(config, hosts, _kernel(config, hosts, inside), host.port_in_use)
+    chosen = choice.choose(config.backend)
+    ground = Firewall(choice.back_end(chosen.name, layout), layout)
+    gateway = Gateway(config, layout.hosts, ground, host.port_in_use)
     try:
         address = private[0].host, config.port
         listener = host.listen(address, config.private)
-        _ensure_accepted(accept)
+        log.info("back end %s: %s", *chosen)
+        choice.clear_other(chosen.name, layout)
+        ground.ensure_accepted()
         gateway.start(listener)
         privileges.drop()
+        ground.begin()
         if not config.token_file:
             log.warning("no token file: whoever is on %s may map ports", config.private)
         print(f"dpfd ready on {format_address(address)}", flush=True)
-        upkeep = gevent.spawn(_keep_up, gateway, accept, again, config.reconcile_interval)
+        follower = Follower(config, layout, ground, gateway.mappings, standing)
+        upkeep = Upkeep(gateway.mappings, ground, again, gateway.reread)
+        loops = [
+            gevent.spawn(upkeep.reconcile_again, config.reconcile_interval, follower.follow),
+            gevent.spawn(upkeep.hold, config.lifetime),
+        ]
         stop.wait()
-        upkeep.kill()
+        gevent.killall(loops)
     finally:
         gateway.stop()
+        ground.close()
         standing.close()
 
 
@@ -164,50 +175,99 @@ def flush(config: Config) -> None:
     for other in others.here():
         raise ConfigError(f"another dpfd (process {other.pid}) serves here; end it first")
     if os.path.exists(config.mirror):
-        mirror = Mirror(config.mirror, os.urandom(EPOCH_SIZE))
+        known = Mirror(config.mirror, os.urandom(EPOCH_SIZE))
         try:
-            mirror.remove([mapping.owner for mapping in mirror.mappings()])
+            known.remove([mapping.owner for mapping in known.mappings()])
         finally:
-            mirror.close()
-    _kernel(config, (), ()).flush()
-    forwarding.remove_all()
+            known.close()
+    choice.flush(config.backend)
 
 
-def _keep_up(
-    gateway: Gateway, accept: forwarding.ForwardAccept, again: Event, interval: float
-) -> None:
-    """Reconcile at intervals, and when told to by SIGHUP."""
-    while True:
-        told = again.wait(interval)
-        again.clear()
-        if told:
-            gateway.reread()
+def plan(config: Config) -> Iterator[str]:
+    """Yield what a start would do to the firewall, and change nothing.
+
+    Raises ConfigError and KernelError.
+    """
+    layout = _layout(config)
+    chosen = choice.choose(config.backend)
+    yield f"# back end {chosen.name}: {chosen.why}"
+    pool = Pool(layout.hosts, layout.low, layout.high)
+    wanted = [rule_of(one) for one in _remembered(config) if one.public in pool]
+    ground = Firewall(choice.back_end(chosen.name, layout), layout)
+    try:
+        changes = diff(wanted, ground.read().rules)
+        yield from ground.plan(changes.adds, changes.removes)
+    finally:
+        ground.close()
+
+
+def _remembered(config: Config) -> list[Mapping]:
+    """Return what the mirror holds, without making one. Raises ConfigError."""
+    if not os.path.exists(config.mirror):
+        return []
+    known = Mirror(config.mirror, os.urandom(EPOCH_SIZE))
+    try:
+        return known.mappings()
+    finally:
+        known.close()
+
+
+class Follower:
+    """Takes over the public addresses of an interface when they change."""
+
+    def __init__(
+        self,
+        config: Config,
+        layout: Layout,
+        ground: Firewall,
+        mappings: Mappings,
+        standing: Standing,
+    ) -> None:
+        """Raises KernelError."""
+        self._config = config
+        self._layout = layout
+        self._ground = ground
+        self._mappings = mappings
+        self._standing = standing
+        self._watch = AddressWatch()
+
+    def follow(self) -> None:
+        """Look, if anything has changed. Raises KernelError and MirrorError.
+
+        An interface without an address is one that will have one again: nothing is given up.
+        """
+        if not self._watch.changed():
+            return
         try:
-            _ensure_accepted(accept)
-            gateway.mappings.reconcile()
-            log.log(logging.INFO if told else logging.DEBUG, "reconciled")
-        except GcbError as error:
-            log.error("could not reconcile, tried again later: %s", error)
+            layout = _layout(self._config)
+        except ConfigError as error:
+            log.warning("the public addresses stay %s: %s", ", ".join(self._layout.hosts), error)
+            return
+        if layout != self._layout:
+            log.warning("the public addresses are %s now", ", ".join(layout.hosts))
+            self._layout = layout
+            self._stand(layout)
+            self._ground.relocate(layout)
+            self._mappings.relocate(Pool(layout.hosts, layout.low, layout.high))
+
+    def _stand(self, layout: Layout) -> None:
+        try:
+            self._standing.move(layout.hosts, layout.low, layout.high)
+        except ConfigError as error:
+            log.error("the public addresses have become another dpfd's as well: %s", error)
 
 
-def _ensure_accepted(accept: forwarding.ForwardAccept) -> None:
-    for chain in accept.ensure():
-        log.info("forwarded connections are accepted in nftables' chain %s", chain)
+def _layout(config: Config) -> Layout:
+    """Return what the back end must know of the gateway. Raises ConfigError."""
+    inside = tuple((config.private, one.network) for one in host.addresses_of(config.private))
+    low, high = config.ports
+    return Layout(_public_hosts(config), low, high, inside, LEASES * config.lifetime)
 
 
 def _public_hosts(config: Config) -> tuple[str, ...]:
     if all(is_ip(word) for word in config.public):
         return config.public
     return tuple(address.host for address in host.addresses_of(config.public[0]))
-
-
-def _kernel(
-    config: Config, hosts: tuple[str, ...], inside: tuple[tuple[str, str], ...]
-) -> Iptables:
-    """The back end, imported here since its import runs modprobe. Raises ConfigError."""
-    from .kernel.iptables import Iptables, Layout
-
-    return Iptables(Layout(hosts, *config.ports, inside))
 
 
 def _keyring(config: Config) -> Keyring:

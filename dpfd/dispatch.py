@@ -51,7 +51,7 @@ class Senses:
     """
 
     chance: Callable[[], int]
-    port_in_use: Callable[[Address], bool]
+    port_in_use: Callable[[int, Address], bool]
     probe: Callable[[Mapping], Answer]
     watch: Callable[[Mapping], None]
     clock: Callable[[], float] = time.monotonic
@@ -298,4 +298,6 @@ def _is_free(dispatcher: Dispatcher, protocol: int, public: Address, old: Mappin
     holder = mappings.table.at_public(protocol, public)
     if holder is not None:
         return old is not None and holder.owner == old.owner
-    return not mappings.claimed(protocol, public) and not dispatcher.senses.port_in_use(public)
+    return not mappings.claimed(protocol, public) and not dispatcher.senses.port_in_use(
+        protocol, public
+    )

@@ -13,6 +13,7 @@ import ipaddress
 import logging
 from collections.abc import Iterator
 
+import gevent
 from gevent.lock import RLock
 
 from gcbpatch.addresses import Address
@@ -26,6 +27,9 @@ from .reconcile import Rule, diff
 from .table import Mapping, Table
 
 log = logging.getLogger("dpfd")
+
+HELD_AT_A_TIME = 500
+"""Leases that are begun anew before others have a turn."""
 
 
 def rule_of(mapping: Mapping) -> Rule:
@@ -108,6 +112,30 @@ class Mappings:
         for mapping in set(self.table) - set(known):
             self._mirror.put(mapping)
         self._doubtful = False
+
+    def hold(self) -> None:
+        """Begin the leases of all rules in the kernel anew, a few at a time.
+
+        Raises KernelError if one of them is not there.
+        """
+        known = list(self.table)
+        for start in range(0, len(known), HELD_AT_A_TIME):
+            some = known[start : start + HELD_AT_A_TIME]
+            with self._lock:
+                there = [m for m in some if self.table.get(m.owner) == m]
+                self._kernel.hold([rule_of(mapping) for mapping in there])
+            gevent.sleep(0)
+
+    def relocate(self, pool: Pool) -> None:
+        """Give other public addresses away from now on; what is mapped elsewhere is removed.
+
+        Its clients learn so when they renew. Raises KernelError and MirrorError.
+        """
+        with self._lock:
+            self.pool = pool
+            strays = [mapping for mapping in self.table if mapping.public not in pool]
+            self.remove(strays)
+        self.reconcile()
 
     def claimed(self, protocol: int, public: Address) -> bool:
         """Return whether somebody else's rule forwards this public address."""

@@ -43,6 +43,12 @@ class Standing:
         Raises ConfigError if another dpfd gives one of them away. Who starts at the same time
         may be refused as well as this one: one of two must be changed anyway.
         """
+        self._servers: list[StreamServer] = []
+        self.move(hosts, low, high)
+
+    def move(self, hosts: Iterable[str], low: int, high: int) -> None:
+        """Stand for these addresses and no others any more. Raises ConfigError."""
+        self.close()
         self._servers = [_stand(host, low, high) for host in hosts]
         for other in here():
             if other.host in hosts and low <= other.high and other.low <= high:

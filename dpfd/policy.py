@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from gcbpatch.addresses import Address, format_address, is_wildcard
 from gcbpatch.errors import Status
-from gcbpatch.wire.messages import TCP, Forward
+from gcbpatch.wire.messages import TCP, UDP, Forward
 
 Network = ipaddress.IPv4Network
 Range = tuple[int, int]
@@ -84,7 +84,7 @@ class Policy:
 
     def check(self, request: Forward, asker: Asker) -> Allowance:
         """Return what is allowed to the asker; raise Refused unless the request is within."""
-        if request.protocol != TCP:
+        if request.protocol not in (TCP, UDP):
             raise Refused(Status.UNSUPPORTED, f"protocol {request.protocol} is not mapped here")
         for what, endpoint in (("inside", request.inside), ("management", request.management)):
             if not endpoint.port:

@@ -34,7 +34,8 @@ class Entry:
     """One rule: what it matches of a packet's destination, and its target.
 
     ``network`` and ``mask`` are numbers; ``ports`` are the ranges of destination ports, None
-    if the rule does not look at them. ``to`` is where DNAT sends to.
+    if the rule does not look at them. ``to`` is where DNAT sends to. An entry with the target
+    ERROR is no rule but the head of a chain: ``chain`` is its name then.
     """
 
     protocol: int
@@ -43,6 +44,7 @@ class Entry:
     ports: tuple[tuple[int, int], ...] | None
     target: str
     to: tuple[str, int] | None
+    chain: str = ""
 
     def rule(self) -> Rule | None:
         """Return this as one of dpfd's rules, or None if it does not look like one."""
@@ -91,6 +93,7 @@ def _parsed(data: bytes) -> Entry:
         ports,
         name,
         _destination(revision, body) if name == "DNAT" else None,
+        body.split(b"\0", 1)[0].decode("ascii", "replace") if name == "ERROR" else "",
     )
 
 

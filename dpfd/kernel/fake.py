@@ -29,6 +29,13 @@ class FakeKernel:
                 self.rules.remove(rule)
         self.rules.extend(adds)
 
+    def hold(self, rules: Collection[Rule]) -> None:
+        """Nothing ends by itself here."""
+
+    def disturbed(self) -> bool:
+        """Nobody else is here."""
+        return False
+
     def _check(self) -> None:
         if self.broken:
             raise KernelError(self.broken)

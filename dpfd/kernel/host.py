@@ -14,6 +14,7 @@ from gevent import socket, subprocess
 
 from gcbpatch.addresses import Address
 from gcbpatch.errors import ConfigError
+from gcbpatch.wire.messages import UDP
 
 from .port import KernelError
 
@@ -51,14 +52,15 @@ def _interface_address(host: str, prefix: int) -> InterfaceAddress:
     return InterfaceAddress(host, str(ipaddress.ip_network(f"{host}/{prefix}", strict=False)))
 
 
-def port_in_use(address: Address) -> bool:
-    """Return whether a TCP socket of the gateway itself holds this address.
+def port_in_use(protocol: int, address: Address) -> bool:
+    """Return whether a TCP or UDP socket of the gateway itself holds this address.
 
     Found out by binding to it, without listening: the kernel's own answer, also for sockets
     bound to the wildcard address. An address that the gateway does not have (its own provider
     translates) can be bound all the same. Raises KernelError if the kernel gives no answer.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    kind = socket.SOCK_DGRAM if protocol == UDP else socket.SOCK_STREAM
+    with socket.socket(socket.AF_INET, kind) as probe:
         probe.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         try:
             probe.bind(address)

@@ -1,4 +1,4 @@
-"""What dpfd wants of a kernel back end: two methods.
+"""What dpfd wants of a kernel back end: a few methods.
 
 A back end must never change or remove what dpfd did not make.
 """
@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from gcbpatch.addresses import Address, is_ip
 from gcbpatch.errors import GcbError
 
 from ..reconcile import Rule
@@ -47,6 +48,38 @@ class Reading:
     claims: tuple[Claim, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a back end needs to know of the gateway, besides the rules.
+
+    ``hosts`` and the ports from ``low`` to ``high`` are what this dpfd gives away; what lies
+    outside is another dpfd's. ``inside`` are the private interfaces, each with its network as
+    ``10.1.0.0/24``. ``lease`` (seconds) is how long a back end that can limit it keeps a rule
+    unless hold() is called again.
+    """
+
+    hosts: tuple[str, ...]
+    low: int
+    high: int
+    inside: tuple[tuple[str, str], ...]
+    lease: int = 90
+
+    def __contains__(self, public: Address) -> bool:
+        return public[0] in self.hosts and self.low <= public[1] <= self.high
+
+    def overlaps(self, low: int, high: int) -> bool:
+        """Return whether a range of ports has ports of this dpfd's."""
+        return low <= self.high and self.low <= high
+
+
+def check(rules: Collection[Rule]) -> None:
+    """Raise KernelError for a rule that no kernel can hold."""
+    for rule in rules:
+        for host, port in (rule.public, rule.inside):
+            if not (0 < port < 65536 and is_ip(host) and ":" not in host):
+                raise KernelError(f"{rule} is no mapping")
+
+
 class KernelPort(Protocol):
     """A firewall back end."""
 
@@ -58,3 +91,9 @@ class KernelPort(Protocol):
 
         A rule to remove that is not there is passed over. Raises KernelError.
         """
+
+    def hold(self, rules: Collection[Rule]) -> None:
+        """Keep these rules, which are set, for one more lease. Raises KernelError."""
+
+    def disturbed(self) -> bool:
+        """Return whether others have damaged dpfd's chains, as far as that is cheap to know."""

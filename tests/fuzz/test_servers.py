@@ -89,7 +89,7 @@ def gateway(keyring: Keyring) -> Iterator[GatewayDispatcher]:
         )
         senses = Senses(
             chance=lambda: 0,
-            port_in_use=lambda _: False,
+            port_in_use=lambda *_: False,
             probe=lambda _: Answer.PROVED,
             watch=lambda _: None,
             clock=lambda: NOW,

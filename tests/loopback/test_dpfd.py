@@ -25,7 +25,7 @@ from dpfd.reconcile import Rule
 from gcbpatch.addresses import Address
 from gcbpatch.errors import RefusedError, Status
 from gcbpatch.wire.codec import HEADER, MAX_BODY, Kind, build, status_of
-from gcbpatch.wire.messages import TCP, UDP, Command, Session
+from gcbpatch.wire.messages import TCP, Command, Session
 from tests.loopback.gateway_client import (
     HANG_LIMIT,
     Claim,
@@ -97,7 +97,7 @@ class RunningGateway:
         self._watcher = gevent.get_hub().loop.async_()
         self._watcher.start(stop.set)
         try:
-            gateway = Gateway(self._config, (PUBLIC,), self.kernel, lambda _: False)
+            gateway = Gateway(self._config, (PUBLIC,), self.kernel, lambda *_: False)
             # gevent's create_server would be the standard library's: blocking.
             listener = gevent.socket.socket()
             listener.bind((LOCALHOST, 0))
@@ -273,7 +273,7 @@ def test_other_hosts_addresses_are_refused(gateway: RunningGateway, management: 
             with pytest.raises(RefusedError, match="NOT_AUTHORIZED"):
                 session.forward(random_id(), address, management)
         with pytest.raises(RefusedError, match="UNSUPPORTED"):
-            session.forward(random_id(), INSIDE, management, protocol=UDP)
+            session.forward(random_id(), INSIDE, management, protocol=7)
         session.forward(random_id(), INSIDE, management)  # the session goes on
 
 

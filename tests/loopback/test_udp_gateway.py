@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gcbpatch.addresses import format_address
-from gcbpatch.wire.messages import UDP
+from gcbpatch.wire.messages import TCP
 
 from .test_dpfd import PUBLIC, RunningGateway, WatchedKernel, kernel, mirror
 from .udp_ground import Relay
@@ -36,8 +36,9 @@ def behind(gateway: RunningGateway, log: Path, program: str) -> None:
 
 
 def test_a_gateway_without_udp_leaves_sockets_to_the_kernel_and_nobody_is_warned(
-    kernel: WatchedKernel, mirror: str, tmp_path: Path
+    kernel: WatchedKernel, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dpfd.policy.UDP", TCP)
     with RunningGateway(kernel, mirror=mirror) as gateway:
         behind(gateway, tmp_path / "log", PROGRAM.replace("EXPECTED", "kernel_name(ours)"))
     text = (tmp_path / "log").read_text()
@@ -46,10 +47,8 @@ def test_a_gateway_without_udp_leaves_sockets_to_the_kernel_and_nobody_is_warned
 
 
 def test_a_mapping_gives_a_socket_its_public_name_until_it_is_closed(
-    kernel: WatchedKernel, mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kernel: WatchedKernel, mirror: str, tmp_path: Path
 ) -> None:
-    # dpfd maps no UDP ports yet: until it does, one that takes them for TCP's stands in.
-    monkeypatch.setattr("dpfd.policy.TCP", UDP)
     expected = f'("{PUBLIC}", ours.getsockname()[1])'
     with RunningGateway(kernel, mirror=mirror) as gateway:
         behind(gateway, tmp_path / "log", PROGRAM.replace("EXPECTED", expected))

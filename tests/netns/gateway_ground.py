@@ -157,7 +157,7 @@ def _damage_legacy(gateway: Gateway, what: str) -> None:
         assert rule
         legacy(gateway, "-A", *rule[1].split())
     else:
-        legacy(gateway, "-D", "PREROUTING", *["-p", "tcp", "-j", "DPFD"])
+        legacy(gateway, "-D", "PREROUTING", "-j", "DPFD")
 
 
 def _add_legacy(gateway: Gateway, public: Address, inside: Address) -> None:
@@ -171,7 +171,62 @@ def _reboot_legacy(gateway: Gateway) -> None:
     legacy(gateway, "-X")
 
 
+def nft(gateway: Gateway, *words: str) -> str:
+    """The tool nft."""
+    return gateway.run(["nft", *words], privileged=True).stdout
+
+
+def _nft_rules(gateway: Gateway) -> Forwards:
+    listed = nft(gateway, "list", "table", "ip", "dpfd")
+    ports = listed.partition("map ports {")[2].partition("}\n\n")[0]
+    pattern = r"tcp \. (\S+) \. (\d+) timeout \S+ expires \S+ : (\S+) \. (\d+)"
+    found = re.findall(pattern, ports)
+    return {(host, int(port)): (to, int(at)) for host, port, to, at in found}
+
+
+def _key(public: Address) -> str:
+    return f"tcp . {public[0]} . {public[1]}"
+
+
+def _damage_nft(gateway: Gateway, what: str) -> None:
+    if what == "everything is flushed":
+        nft(gateway, "flush", "table", "ip", "dpfd")
+        nft(gateway, "delete", "table", "ip", "dpfd")
+    elif what == "all chains are emptied":
+        nft(gateway, "flush", "table", "ip", "dpfd")
+    elif what == "the map is emptied":
+        nft(gateway, "flush", "map", "ip", "dpfd", "ports")
+    elif what == "a rule is deleted by hand":
+        public = next(iter(_nft_rules(gateway)))
+        nft(gateway, "delete", "element", "ip", "dpfd", "ports", f"{{ {_key(public)} }}")
+    else:
+        nft(gateway, "flush", "map", "ip", "dpfd", "hosts")
+
+
+def _add_nft(gateway: Gateway, public: Address, inside: Address) -> None:
+    entry = f"{_key(public)} timeout 1h : {inside[0]} . {inside[1]}"
+    nft(gateway, "add", "element", "ip", "dpfd", "ports", f"{{ {entry} }}")
+
+
+def _reboot_nft(gateway: Gateway) -> None:
+    nft(gateway, "delete", "table", "ip", "dpfd")
+
+
 BACK_ENDS = (
+    BackEnd(
+        "nftables",
+        _nft_rules,
+        (
+            "everything is flushed",
+            "all chains are emptied",
+            "the map is emptied",
+            "a rule is deleted by hand",
+            "the hairpin's hosts are gone",
+        ),
+        _damage_nft,
+        _add_nft,
+        _reboot_nft,
+    ),
     BackEnd(
         "iptables",
         _legacy_rules,

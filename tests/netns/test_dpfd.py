@@ -28,13 +28,14 @@ def gateway_extra() -> None:
     require()
 
 INSIDE = "10.1.0.0/24"
-ROOT = "-p tcp -j DPFD"
+ROOT = "-j DPFD"
 
 
 def start(gateway: Gateway, mirror: Path, *flags: str, ready: bool = True) -> Program:
     """dpfd on a gateway."""
     argv = [sys.executable, "-m", "dpfd", "--private", gateway.inside_interface]
-    argv += ["--public", gateway.public_interface, "--mirror", str(mirror), *flags]
+    argv += ["--public", gateway.public_interface, "--mirror", str(mirror)]
+    argv += ["--backend", "iptables", *flags]
     daemon = gateway.popen(argv, privileged=True)
     if ready:
         line = daemon.wait_line("^dpfd ready on (.*)$")

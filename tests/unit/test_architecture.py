@@ -67,7 +67,7 @@ ARROWS |= storeys(
     "__main__",
     "cli",
     "daemon",
-    "server",
+    "server upkeep",
     "dispatch",
     "mappings liveness",
     "mirror kernel.*",

@@ -60,7 +60,7 @@ class World:
         self.mappings = Mappings(self.table, self.mirror, self.kernel, pool)
         senses = Senses(
             chance=lambda: 0,
-            port_in_use=self.in_use.__contains__,
+            port_in_use=lambda _, public: public in self.in_use,
             probe=lambda mapping: self.answers.get(mapping.listener, Answer.PROVED),
             watch=self.watched.append,
             clock=lambda: self.now,
@@ -341,7 +341,7 @@ def test_a_policys_refusal_changes_nothing_and_the_session_goes_on(world: World)
     outcome = world.forward(peer, inside=Endpoint(NEIGHBOUR, 80))
     assert (outcome.status, outcome.goes_on) == (Status.NOT_AUTHORIZED, True)
     assert NEIGHBOUR in outcome.problem
-    assert world.forward(peer, protocol=UDP).status is Status.UNSUPPORTED
+    assert world.forward(peer, protocol=7).status is Status.UNSUPPORTED
     assert (len(world.table), world.watched) == (0, [])
 
 
