@@ -29,6 +29,7 @@ from .drain import Drain
 from .holds import Holds
 from .limits import Held, Limits
 from .lines import Lines
+from .parking import Parking
 from .proxies import Proxies, is_local
 from .pump import Pump
 from .registry import Ports, Registry
@@ -84,8 +85,11 @@ class Daemon:
         self._dispatcher.hear = self._datagrams.hear
         self._holds = self._dispatcher.holds = Holds(self._loop)
         self._lines = Lines(self._loop, self._datagrams.receive, complainer.complain)
+        self._parking = Parking(
+            self._loop, self._limits, self._dispatcher.park, complainer.complain
+        )
         self._door = Door(
-            self._loop, tcp, self._dispatcher, self._relays, self._lines, complainer
+            self._loop, tcp, self._dispatcher, self._relays, self._lines, complainer, self._parking
         )
         self._watchers: list[Any] = []
 
@@ -145,6 +149,7 @@ class Daemon:
         self._relays.expire(now)
         self._door.tick(now)
         self._lines.tick(now)
+        self._parking.tick(now)
         self._dispatcher.expire(now)
         if self._crew is not None:
             self._crew.tick(now)
@@ -153,7 +158,7 @@ class Daemon:
 
     def _begin_to_drain(self) -> None:
         if self._drain.begin(time.monotonic()):
-            self._registry.draining = True
+            self._registry.draining = self._parking.is_full = True
             log.warning("draining: %d listeners are asked to leave, %d relays run out",
                         len(self._registry), self._limits.held(Held.RELAYS))
 
@@ -191,6 +196,7 @@ class Daemon:
             watcher.close()
         self._door.close()
         self._lines.close()
+        self._parking.close()
         self._proxies.close()
         self._relayed.close()
         self._holds.close()

@@ -39,6 +39,7 @@ from gcbpatch.wire.messages import (
     Meet,
     Message,
     Nothing,
+    Park,
     Path,
     PathKind,
     Probe,
@@ -343,6 +344,20 @@ class Dispatcher:
             Endpoint.of(sender.address),
             listener.lifetime,
         )
+
+    # --- connections
+
+    def park(self, frame: Frame, peer: Address, via: str, now: float) -> tuple[Park, Key | None]:
+        """Return what a PARK asks, and by which token, if its client may have it.
+
+        Raises RemoteProtocolError and Refusal.
+        """
+        key = self.keyring.authenticate(frame)
+        asked = message_of(frame)
+        assert isinstance(asked, Park)
+        self._limits.command(key, now)
+        self._registry.find(asked.client, asked.listener, Sender(peer, via, key))
+        return asked, key
 
     # --- what happens without a command
 

@@ -27,6 +27,7 @@ class Held(enum.Enum):
     PROXIES = "proxies"
     RELAYS = "relays"
     HALF_OPEN = "half_open"
+    PARKED = "parked"
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Bounds:
     proxies: int = 16384
     relays: int = 8192
     half_open: int = 4096
+    parked: int = 8192
     commands: int = 50000
     datagrams: int = 200000
     kilobytes: int = 1000000
     token_proxies: int = 8192
     token_relays: int = 8192
     token_half_open: int = 2048
+    token_parked: int = 4096
     token_commands: int = 20000
     token_datagrams: int = 100000
     token_kilobytes: int = 500000

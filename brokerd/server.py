@@ -39,6 +39,7 @@ from gcbpatch.wire.transaction import FIRST_INTERVAL, Requester, transaction_of
 from .dispatch import Dispatcher, Question
 from .limits import Complaints
 from .lines import Line, Lines
+from .parking import Parking
 from .proxies import Acceptor
 from .registry import Refusal, Sender
 from .relay import Relays, say_and_close
@@ -299,7 +300,7 @@ class _Joining:
 
 
 class Door:
-    """The TCP side: takes the first frame of every connection, a JOIN or a HELLO."""
+    """The TCP side: takes the first frame of every connection, a JOIN, a PARK or a HELLO."""
 
     def __init__(
         self,
@@ -309,9 +310,12 @@ class Door:
         relays: Relays,
         lines: Lines,
         complainer: Complainer,
+        parking: Parking,
     ) -> None:
         self._loop = loop
         self._lines = lines
+        self._parking = parking
+        parking.leave = self._join
         self._dispatcher = dispatcher
         self._relays = relays
         self._complainer = complainer
@@ -350,29 +354,34 @@ class Door:
             self._take(joining).sock.close()
             return
         except RemoteProtocolError as error:
-            self._refuse(self._take(joining), error)
-            return
-        if frame.kind is Kind.REQUEST and frame.command == Command.HELLO:
             self._take(joining)
+            self._refuse(joining.sock, joining.peer, joining.head, error)
+            return
+        self._take(joining)
+        if frame.kind is Kind.REQUEST and frame.command == Command.HELLO:
             self._lines.adopt(joining.sock, joining.peer, frame, time.monotonic())
+        elif frame.kind is Kind.REQUEST and frame.command == Command.PARK:
+            self._parking.enter(joining.sock, joining.peer, frame, time.monotonic())
         else:
-            self._join(self._take(joining), frame)
+            self._join(joining.sock, joining.peer, frame)
 
-    def _join(self, joining: _Joining, frame: Frame) -> None:
+    def _join(self, sock: socket.socket, peer: Address, frame: Frame) -> None:
         try:
             key = self._dispatcher.keyring.authenticate(frame)
             if frame.kind is not Kind.REQUEST or frame.command != Command.JOIN:
                 raise RemoteProtocolError(
                     Status.UNSUPPORTED,
-                    f"command {frame.command} on a connection; JOIN or HELLO would be",
+                    f"command {frame.command} on a connection; JOIN, PARK or HELLO would be",
                 )
-            self._relays.join(joining.sock, frame, key, cast(Join, message_of(frame)))
+            self._relays.join(sock, frame, key, cast(Join, message_of(frame)))
         except (RemoteProtocolError, Refusal) as error:
-            self._refuse(joining, error)
+            self._refuse(sock, peer, frame.signed, error)
 
-    def _refuse(self, joining: _Joining, error: RemoteProtocolError | Refusal) -> None:
-        self._complainer.complain(joining.peer, error)
-        say_and_close(joining.sock, bare_status(joining.head, error.status) or b"")
+    def _refuse(
+        self, sock: socket.socket, peer: Address, said: bytes, error: RemoteProtocolError | Refusal
+    ) -> None:
+        self._complainer.complain(peer, error)
+        say_and_close(sock, bare_status(said, error.status) or b"")
 
     def _turn_away(self, joining: _Joining, why: str) -> None:
         self._complainer.complain(joining.peer, GcbError(why))

@@ -32,7 +32,7 @@ async def answer(
     """Return the connection that the program shall get, and its kind."""
     meeting = Meeting.of(call)
     if not call.commit:
-        return PathKind.RELAYED, await opening.join(broker, meeting)
+        return PathKind.RELAYED, streams.unshare(await opening.join(broker, meeting))
     async with reception.expect(meeting, listening=False) as arrivals, attempts() as running:
         hole = Hole() if meeting.punches else None
         if hole is not None:

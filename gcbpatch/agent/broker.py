@@ -35,6 +35,7 @@ from ..wire.messages import (
     Unregister,
 )
 from .control import Control, Unreachable
+from .halves import Halves
 from .heart import Heart
 from .listeners import Listener
 from .reachability import Reachability
@@ -90,6 +91,8 @@ class Broker:
         """Called when a listener that needed no broker has another address."""
         self.on_meet: OnMeet = _meets_nobody
         self.control = Control(address, client, self.key, self._answer_call)
+        self.halves = Halves(lambda: self.relay, client, self.key)
+        """Connections that wait at its relay."""
         self.unsupported: set[int] = set()
         """Protocols that it would not register when it was last asked."""
         self._mine: set[bytes] = set()
@@ -98,7 +101,7 @@ class Broker:
         self._unreachable = False
         self._answered = asyncio.get_running_loop().time()
         self._heart = Heart(config.lifetime, self._beat)
-        self.control.on_lost = self._heart.soon
+        self.control.on_lost = self.halves.on_lost = self._heart.soon
 
     @property
     def answers(self) -> bool:
@@ -181,6 +184,7 @@ class Broker:
         """Register it no more."""
         self._mine.discard(one.listener)
         self._reachability.drop(one.listener)
+        self._keep_halves()
 
     def adopt(self, one: Registrant) -> None:
         """Keep at it: at every heartbeat, whatever is not registered here gets registered."""
@@ -216,6 +220,7 @@ class Broker:
         """It needs no broker; from now on it is only looked after."""
         self._mine.discard(one.listener)
         self._reachability.settle(one, found)
+        self._keep_halves()
         return True
 
     async def _register(self, one: Registrant) -> bool:
@@ -239,7 +244,15 @@ class Broker:
             one.relay = (self.address[0], reply.relay) if reply.relay else None
         self._heart.granted(reply.lifetime)
         self._heard()
+        if one.protocol == TCP:
+            self.halves.begin_for(one.listener)
         return True
+
+    def _keep_halves(self) -> None:
+        """Have connections wait at the relay while anything that accepts them is registered."""
+        ones = map(self._listeners.get, sorted(self._mine))
+        accepting = (one.listener for one in ones if one and one.protocol == TCP and one.proxy)
+        self.halves.keep_for(next(accepting, None))
 
     def _register_message(self, one: Registrant, cookie: bytes) -> Message:
         return Register(
@@ -267,6 +280,7 @@ class Broker:
     async def unregister(self, one: Registrant) -> None:
         """Give the proxy address back; a broker that does not answer forgets it by itself."""
         self._mine.discard(one.listener)
+        self._keep_halves()
         try:
             await self.control.ask(
                 Command.UNREGISTER,
@@ -320,6 +334,7 @@ class Broker:
         leaving = []
         if self.control.moved():
             log.info("speaking with %s from %s", self.address[0], self.control.local_host)
+            self.halves.renew()
             leaving = await self._register_again(mine)
         else:
             for start in range(0, len(mine), REFRESH_CHUNK):
@@ -393,6 +408,7 @@ class Broker:
     def close(self) -> None:
         """Stop; registrations are left to their lifetime."""
         self._heart.stop()
+        self.halves.close()
         self.control.close()
 
 

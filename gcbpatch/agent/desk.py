@@ -18,7 +18,7 @@ from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
 from ..routes import Way
 from ..wire.messages import Call, Endpoint, PathKind
-from . import streams
+from . import opening, streams
 from .answer import answer
 from .broker import Broker
 from .brokers import Brokers
@@ -200,8 +200,9 @@ class Desk:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            meeting, between = await self._arrange(broker, target, port)
-            kind, sock = await race(broker, self.reception, meeting)
+            async with opening.ahead(broker) as dialled:
+                meeting, between = await self._arrange(broker, target, port)
+                kind, sock = await race(broker, self.reception, meeting, dialled)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
         self._memory.learn(between, meeting.paths, kind, loop.time())

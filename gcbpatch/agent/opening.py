@@ -7,45 +7,115 @@ connection whose other end did not, nor take a recorded proof for a fresh one.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+import math
 import os
 import socket
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
+from ..addresses import format_address
 from ..errors import RefusedError, RemoteProtocolError, Status
-from ..wire.messages import Command, Confirm, Join, Message, Open, OpenReply, Path
+from ..wire.messages import Command, Confirm, Join, Open, OpenReply, Path, PathKind
 from . import streams
+from .attempts import Attempt, attempts
 from .broker import Broker
 from .meeting import NONCE_BYTES, Meeting
 from .punch import Hole
 
+log = logging.getLogger("gcbpatch.agent")
+
+Dialled = Callable[[], Awaitable[socket.socket]]
+"""Waits for a connection to the relay that was begun before, and hands it over."""
+
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
 
 
-async def join(broker: Broker, meeting: Meeting, hole: Hole | None = None) -> socket.socket:
-    """Dial the relay and wait until it has the other half.
+@contextlib.asynccontextmanager
+async def ahead(broker: Broker) -> AsyncIterator[Dialled]:
+    """Dial the relay while nobody knows yet what for; who takes the connection has it.
 
-    With ``hole`` it is dialled from a port that the punch can use, too.
+    It leaves from a port that a punch can use, too.
     """
-    if hole is None:
-        return (await _join(broker, meeting, await streams.dial(broker.relay)))[0]
-    sock, reply, source = None, None, ("", 0)
+    dialling = asyncio.ensure_future(streams.dial(broker.relay, shared=True))
+    taken: list[socket.socket] = []
+
+    async def take() -> socket.socket:
+        taken.append(await dialling)
+        return taken[0]
+
     try:
-        sock = await streams.dial(broker.relay, shared=True)
-        source = sock.getsockname()[:2]
-        sock, reply = await _join(broker, meeting, sock, hole.nonce, source[1])
+        yield take
     finally:
-        hole.introduce(reply, source)
-    return sock
+        dialling.cancel()
+        for result in await asyncio.gather(dialling, return_exceptions=True):
+            if isinstance(result, socket.socket) and not taken:
+                result.close()
+
+
+async def join(
+    broker: Broker, meeting: Meeting, hole: Hole | None = None, dialled: Dialled | None = None
+) -> socket.socket:
+    """Have a connection to the relay, say JOIN, and wait until it has the other half.
+
+    Without one that was dialled ahead, the listener's side takes one that waits there, and
+    then one is dialled. ``hole`` learns what the broker tells of the other side.
+    """
+    try:
+        half = await broker.halves.take() if dialled is None and meeting.listening else None
+        if half is not None:
+            log.info("joining on a connection that waited at %s", format_address(broker.address))
+            return await _join_waiting(broker, meeting, half, hole)
+        return await _join_dialled(broker, meeting, hole, dialled)
+    finally:
+        if hole is not None:
+            hole.introduce(None, ("", 0))
+
+
+async def _join_dialled(
+    broker: Broker, meeting: Meeting, hole: Hole | None, dialled: Dialled | None = None
+) -> socket.socket:
+    sock = await (dialled() if dialled else streams.dial(broker.relay, shared=True))
+    return await _join(broker, meeting, sock, hole)
+
+
+async def _join_waiting(
+    broker: Broker, meeting: Meeting, half: socket.socket, hole: Hole | None
+) -> socket.socket:
+    """Say JOIN on a connection that has waited, and on a new one if nobody hears that."""
+    async with attempts() as running:
+        first = running.add(PathKind.RELAYED, _join(broker, meeting, half, hole))
+        await asyncio.wait([first], timeout=streams.doubt(half))
+        if _is_dead(first, half):
+            log.info("a connection that waited at %s is dead", format_address(broker.address))
+            running.add(PathKind.RELAYED, _join_dialled(broker, meeting, hole))
+        while running.best is None and running.pending:
+            await running.progress(math.inf)
+        winner = running.best or running.failed
+        del running[winner]
+        return winner.result()
+
+
+def _is_dead(first: Attempt, half: socket.socket) -> bool:
+    """Whether what was said on ``half`` has come to nobody, as far as TCP knows."""
+    if not first.done():
+        return streams.is_unheard(half)
+    return isinstance(first.exception(), OSError)
 
 
 async def _join(
-    broker: Broker, meeting: Meeting, sock: socket.socket, nonce: bytes = b"", port: int = 0
-) -> tuple[socket.socket, Message]:
+    broker: Broker, meeting: Meeting, sock: socket.socket, hole: Hole | None
+) -> socket.socket:
     label = "join listener" if meeting.listening else "join connector"
-    message = Join(meeting.name, meeting.listening, meeting.proof(label), nonce, port)
+    source = sock.getsockname()[:2]
+    punches = (hole.nonce, source[1]) if hole else ()
+    message = Join(meeting.name, meeting.listening, meeting.proof(label), *punches)
     reply = await or_close(sock, streams.ask(sock, Command.JOIN, message, broker.key))
-    return sock, reply
+    if hole is not None:
+        hole.introduce(reply, source)
+    return sock
 
 
 async def open_at(path: Path, meeting: Meeting) -> socket.socket:

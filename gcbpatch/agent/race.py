@@ -19,17 +19,18 @@ from .reception import Reception
 
 
 async def race(
-    broker: Broker, reception: Reception, meeting: Meeting
+    broker: Broker, reception: Reception, meeting: Meeting, dialled: opening.Dialled
 ) -> tuple[PathKind, socket.socket]:
     """Return the best connection and its kind, with GO said on it.
 
-    Raises what the relay failed with when all have failed.
+    ``dialled`` is the connection to the relay, begun before this was arranged. Raises what the
+    relay failed with when all have failed.
     """
     hole = Hole() if meeting.punches else None
     async with reception.expect(meeting, listening=True) as arrivals, attempts() as running:
         for path in paths.dialled(meeting.paths, paths.DIALLED_BY_CONNECTOR):
             relayed = path.kind is PathKind.RELAYED
-            join = opening.join(broker, meeting, hole) if relayed else None
+            join = opening.join(broker, meeting, hole, dialled) if relayed else None
             running.add(path.kind, join or opening.open_at(path, meeting))
         if hole is not None:
             running.add(PathKind.PUNCHED, hole.punch(meeting))

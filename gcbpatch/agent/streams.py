@@ -7,8 +7,10 @@ the program. It must never keep a connection that it hands on.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 
 from ..addresses import Address
 from ..errors import RefusedError, RemoteProtocolError, Status
@@ -17,6 +19,9 @@ from ..wire.codec import Frame, Kind, build, message_of, parse, status_of
 from ..wire.messages import Command, Message
 from ..wire.session import FrameReader
 
+LEAST_DOUBT = 0.25
+_RTT = struct.Struct("=I")
+_RTT_AT = 68  # struct tcp_info, tcpi_rtt, in microseconds
 _RESET = struct.pack("ii", 1, 0)
 
 
@@ -149,6 +154,18 @@ def reset(sock: socket.socket) -> None:
 def linger_not(sock: socket.socket) -> None:
     """Let the peer see RST when this socket is closed."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+
+
+def doubt(sock: socket.socket) -> float:
+    """Return after how many seconds without an acknowledgement a connection may be dead."""
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _RTT_AT + _RTT.size)
+    return max(LEAST_DOUBT, 3 * float(_RTT.unpack_from(info, _RTT_AT)[0]) / 1e6)
+
+
+def is_unheard(sock: socket.socket) -> bool:
+    """Return whether something that was said has not been acknowledged by the peer's TCP."""
+    octets = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+    return struct.unpack("i", octets)[0] > 0
 
 
 async def readable(sock: socket.socket) -> None:

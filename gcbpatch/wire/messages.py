@@ -60,6 +60,7 @@ class Command(enum.IntEnum):
     PROVE = 21
     CONFIRM = 45
     PUNCH = 46
+    PARK = 47
     PROBE = 50
     ASK = 51
     INTRODUCE = 54
@@ -286,6 +287,26 @@ class JoinReply(Message, frozen=True):
     nonce: Nonce = b""
     wait: Milliseconds = 0
     round_trip: Milliseconds = 0
+
+
+class Park(Message, frozen=True):
+    """First frame on a TCP connection to the broker: this is to wait until it becomes a half.
+
+    JOIN follows on it when there is something to join; until then PARK is said again in time.
+    ``listener`` is any that the client has registered there; ``nonce`` names this connection,
+    and from ``port``, which it left from, its client can punch.
+    """
+
+    client: Id
+    listener: Id
+    nonce: Nonce = b""
+    port: Port = 0
+
+
+class ParkReply(Message, frozen=True):
+    """``patience`` is how many seconds the connection is kept without another PARK."""
+
+    patience: Lifetime
 
 
 class Punch(Message, frozen=True):
@@ -536,6 +557,7 @@ REQUESTS: dict[Command, type[Message]] = {
     Command.PROVE: Prove,
     Command.CONFIRM: Confirm,
     Command.PUNCH: Punch,
+    Command.PARK: Park,
     Command.PROBE: Probe,
     Command.ASK: Ask,
     Command.INTRODUCE: Introduce,
@@ -551,6 +573,7 @@ REPLIES: dict[Command, type[Message]] = {
     Command.CONNECT: ConnectReply,
     Command.CALL: Nothing,
     Command.JOIN: JoinReply,
+    Command.PARK: ParkReply,
     Command.OPEN: OpenReply,
     Command.FLOW: FlowReply,
     Command.SESSION: SessionReply,

@@ -34,6 +34,8 @@ from gcbpatch.wire.messages import (
     HelloReply,
     Join,
     Message,
+    Park,
+    ParkReply,
     Refresh,
     RefreshReply,
     Register,
@@ -269,12 +271,34 @@ class Client:
         sock.sendall(frame + behind)
         return sock
 
-    def finish_join(self, sock: socket.socket) -> socket.socket:
+    def park(self, listener: bytes) -> socket.socket:
+        """Dial the broker and have the connection wait there; raises Refused."""
+        sock = socket.create_connection(self.broker, HANG_S)
+        self.park_again(sock, listener)
+        return sock
+
+    def park_again(self, sock: socket.socket, listener: bytes) -> None:
+        """Say PARK, and believe the answer."""
+        port = sock.getsockname()[1]
+        asked = Park(self.client, listener, os.urandom(16), port)
+        sock.sendall(self.request(Command.PARK, asked))
+        self.finish_join(sock, ParkReply)
+
+    def join_on(self, sock: socket.socket, meeting: Call | ConnectReply) -> socket.socket:
+        """Say JOIN on a connection that has waited."""
+        listening = isinstance(meeting, Call)
+        sock.sendall(self.join_frame(meeting.rendezvous, meeting.secret, listening))
+        return self.finish_join(sock)
+
+    def finish_join(
+        self, sock: socket.socket, kind: type[Message] = Message
+    ) -> socket.socket:
         frame = read_frame(sock)
         auth.check_reply(frame, self.key)
         if frame.status != Status.SUCCESS:
             sock.close()
             raise Refused(frame.status)
+        assert isinstance(message_of(frame), kind)
         return sock
 
     def join(self, meeting: Call | ConnectReply, behind: bytes = b"") -> socket.socket:

@@ -55,7 +55,7 @@ ARROWS |= storeys(
     "cli",
     "daemon",
     "server",
-    "dispatch",
+    "dispatch parking",
     "relay",
     "crew worker",
     "channel proxies probes holds pump datagrams lines",
