@@ -79,6 +79,7 @@ def sized() -> list[tuple[Command, Kind, str, int, int]]:
     found += [(Command.OPEN, Q, "nonce", 16, 16), (Command.OPEN, R, "nonce", 16, 16)]
     found += [(Command.MEET, Q, "nonce", 8, 8)]
     found += [(Command.JOIN, Q, "nonce", 0, 16), (Command.JOIN, R, "nonce", 0, 16)]
+    found += [(Command.PARK, Q, "nonce", 0, 16)]
     return [*found, (Command.FORWARD, Q, "nonce", 16, 16)]
 
 
@@ -107,6 +108,8 @@ NUMBERS = [
     (Command.HELLO, R, "free", 0, 2**31 - 1),
     (Command.PROBE, Q, "protocol", 6, 17),
     (Command.PROBE, Q, "port", 1, 65535),
+    (Command.PARK, Q, "port", 0, 65535),
+    (Command.PARK, R, "patience", 0, 86400),
     (Command.JOIN, Q, "port", 0, 65535),
     (Command.JOIN, R, "wait", 0, 60000),
     (Command.JOIN, R, "round_trip", 0, 60000),
@@ -335,7 +338,7 @@ def test_an_endpoint_is_a_socket_address_and_back() -> None:
 def test_commands_of_gcb_and_dpf_have_their_own_ranges() -> None:
     gcb = {Command.HELLO, Command.REGISTER, Command.REFRESH, Command.UNREGISTER, Command.CONNECT}
     gcb |= {Command.CALL, Command.JOIN, Command.OPEN, Command.GO, Command.FLOW, Command.PROBE}
-    gcb |= {Command.CONFIRM, Command.PUNCH, Command.ASK}
+    gcb |= {Command.CONFIRM, Command.PUNCH, Command.PARK, Command.ASK}
     gcb |= {Command.INTRODUCE, Command.MEET, Command.WAY}
     for command in Command:
         assert command in ((*range(1, 16), *range(45, 60)) if command in gcb else range(16, 32))
