@@ -30,7 +30,9 @@ class Config:
     of the world outside; ``ports`` the first and the last public port to give away.
     ``lifetime`` (seconds) is the longest lease. ``probe_interval`` and ``grace`` (seconds, 0:
     a third and a half of the lifetime) are how often management sockets are asked and how
-    long they may refuse. ``reconcile_interval`` in seconds. ``wish`` is what a client gets that
+    long they may refuse; ``probe_rate`` is how many of them are asked in a second at most, and
+    ``report_interval`` how often the log says how many were, and what CPU time dpfd took.
+    ``reconcile_interval`` in seconds. ``wish`` is what a client gets that
     cannot have the public port wished for: any other, or a refusal. ``allow`` says who may map
     what. The rest are limits.
     """
@@ -45,6 +47,8 @@ class Config:
     lifetime: int = 30
     probe_interval: float = 0.0
     grace: float = 0.0
+    probe_rate: float = 1000.0
+    report_interval: float = 600.0
     reconcile_interval: float = 60.0
     mappings_per_client: int = 1024
     mappings_per_host: int = 4096
@@ -181,6 +185,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "lifetime": _number(1, 86400, int),
     "probe_interval": _SECONDS,
     "grace": _SECONDS,
+    "probe_rate": _number(0.1, 100_000, float),
+    "report_interval": _number(0.1, 86400, float),
     "reconcile_interval": _number(1, 86400, float),
     "mappings_per_client": _COUNT,
     "mappings_per_host": _COUNT,

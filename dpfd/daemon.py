@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -71,6 +72,7 @@ class Gateway:
             self.mappings.remove,
             config.probe_interval or config.lifetime / 3,
             config.grace or config.lifetime / 2,
+            config.probe_rate,
         )
         policy = Policy(
             max_lifetime=config.lifetime,
@@ -97,7 +99,7 @@ class Gateway:
             self.liveness.watch(mapping)
         self._greenlets = [
             gevent.spawn(work)
-            for work in (self.liveness.run, self.mirror.keep_durable, self._expire)
+            for work in (self.liveness.run, self.mirror.keep_durable, self._expire, self._report)
         ]
 
     def stop(self) -> None:
@@ -118,6 +120,11 @@ class Gateway:
         else:
             log.info("the tokens were read again")
 
+    def _report(self) -> None:
+        while True:
+            gevent.sleep(self._config.report_interval)
+            log.info("liveness: %s", self.liveness.report())
+
     def _expire(self) -> None:
         while True:
             gevent.sleep(EXPIRY_INTERVAL)
@@ -131,6 +138,8 @@ class Gateway:
 def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError, KernelError and PrivilegeError."""
     privileges.require()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     private = host.addresses_of(config.private)
     layout = _layout(config)
     standing = Standing(layout.hosts, *config.ports)

@@ -14,8 +14,9 @@ import heapq
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import gevent
 from gevent import socket
@@ -36,8 +37,10 @@ log = logging.getLogger("dpfd.liveness")
 CHALLENGE_SIZE = 16
 PATIENCE = 2.0
 """Seconds for connecting to a management socket and for its answer, together."""
-AT_ONCE = 64
-"""How many management sockets are asked at the same time."""
+AT_ONCE = 256
+"""How many management sockets are asked at the same time; those that do not answer take long."""
+BURST = 0.05
+"""Seconds that a rate may be made up for: no timer is exact."""
 
 
 class Answer(enum.Enum):
@@ -91,6 +94,39 @@ def _read_frame(link: socket.socket) -> Frame | None:
             return frame
 
 
+class Pace:
+    """So many a second and no more, evenly."""
+
+    def __init__(self, rate: float) -> None:
+        self._gap = 1 / rate
+        self._next = 0.0
+
+    def wait(self, now: float) -> float:
+        """Take the next turn; return how many seconds it is away, 0 or less for none."""
+        self._next = max(self._next, now - BURST) + self._gap
+        return self._next - self._gap - now
+
+
+@dataclass(slots=True)
+class Tally:
+    """What was asked since ``began``, and what CPU time the process had used by then."""
+
+    began: float
+    cpu: float
+    answers: Counter[Answer] = field(default_factory=Counter)
+
+    def line(self, clients: int, now: float, cpu: float) -> str:
+        """Say it, in one line for the log."""
+        seconds = max(now - self.began, 1e-9)
+        asked = sum(self.answers.values()) / seconds
+        kinds = (f"{count} {kind.name.lower()}" for kind, count in self.answers.items())
+        share = 100 * (cpu - self.cpu) / seconds
+        return (
+            f"{clients} clients, {asked:.1f} asked a second ({', '.join(kinds) or 'none'}); "
+            f"dpfd used {share:.1f} % of a CPU in all"
+        )
+
+
 @dataclass(slots=True)
 class Watch:
     """What is known of one client. Times as in the clock, seconds."""
@@ -127,8 +163,13 @@ class Liveness:
         remove: Callable[[list[Mapping]], None],
         interval: float,
         grace: float,
+        rate: float = 1000.0,
     ) -> None:
-        """``interval`` and ``grace`` in seconds; a mapping with a short lifetime gets shorter."""
+        """``interval`` and ``grace`` in seconds; a mapping with a short lifetime gets shorter.
+
+        ``rate`` is how many are asked in a second at most: with more clients than can be asked
+        in an interval, each is asked less often.
+        """
         self._table = table
         self._remove = remove
         self._interval = interval
@@ -137,6 +178,8 @@ class Liveness:
         self._queue: list[tuple[float, Owner]] = []
         self._news = Event()
         self._probes = Pool(AT_ONCE)
+        self._pace = Pace(rate)
+        self._tally = Tally(time.monotonic(), time.process_time())
 
     def watch(self, mapping: Mapping) -> None:
         """Ask this mapping's client now, and then at intervals as long as the mapping lives."""
@@ -153,6 +196,13 @@ class Liveness:
             if wait is None or wait > 0:
                 self._news.wait(wait)
 
+    def report(self) -> str:
+        """Say what was asked since the last report, and what the process cost meanwhile."""
+        now, cpu = time.monotonic(), time.process_time()
+        line = self._tally.line(len(self._watches), now, cpu)
+        self._tally = Tally(now, cpu)
+        return line
+
     def _ask_who_is_due(self, now: float) -> None:
         while self._queue and self._queue[0][0] <= now:
             due, owner = heapq.heappop(self._queue)
@@ -162,11 +212,15 @@ class Liveness:
             mapping = self._table.get(owner)
             if mapping is None:
                 del self._watches[owner]
-            else:
-                self._probes.spawn(self._look_after, mapping, watch)
+                continue
+            wait = self._pace.wait(time.monotonic())
+            if wait > 0:
+                gevent.sleep(wait)
+            self._probes.spawn(self._look_after, mapping, watch)
 
     def _look_after(self, mapping: Mapping, watch: Watch) -> None:
         answer = probe(mapping)
+        self._tally.answers[answer] += 1
         now = time.monotonic()
         if self._watches.get(mapping.owner) is not watch:
             return

@@ -1,6 +1,8 @@
 """When a client is taken for dead. No socket, no clock."""
 
-from dpfd.liveness import Answer, Watch
+import pytest
+
+from dpfd.liveness import BURST, Answer, Pace, Tally, Watch
 
 GRACE, INTERVAL = 15.0, 10.0
 
@@ -57,3 +59,19 @@ def test_a_client_that_lives_by_its_lease_is_still_asked_at_intervals_only() -> 
     watch.note(Answer.REFUSED, 0, GRACE)
     watch.schedule(100, INTERVAL, GRACE)
     assert watch.due == 110
+
+
+def test_a_rate_is_kept_evenly_and_lost_time_made_up_for_in_part() -> None:
+    pace = Pace(100)
+    waits = [pace.wait(50.0) for _ in range(8)]
+    assert waits == pytest.approx([number * 0.01 - BURST for number in range(8)])
+    assert pace.wait(60.0) == pytest.approx(-BURST)  # what was not asked for is not saved up
+
+
+def test_a_report_says_how_many_were_asked_and_what_it_cost() -> None:
+    tally = Tally(began=100.0, cpu=2.0)
+    tally.answers.update([Answer.PROVED] * 19 + [Answer.REFUSED])
+    assert tally.line(7, now=110.0, cpu=2.5) == (
+        "7 clients, 2.0 asked a second (19 proved, 1 refused); dpfd used 5.0 % of a CPU in all"
+    )
+    assert "0.0 asked a second (none)" in Tally(1.0, 0.0).line(0, 2.0, 0.0)
