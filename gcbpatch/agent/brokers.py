@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
 from ..addresses import Address, format_address, is_ip
@@ -54,6 +54,13 @@ async def resolve(config: ClientConfig) -> list[Address]:
     return list(dict.fromkeys(found))
 
 
+RegisterPort = Callable[[Registrant, list[Broker]], Awaitable[bool]]
+
+
+async def _nowhere(_: Registrant, __: list[Broker]) -> bool:
+    return False
+
+
 class Brokers:
     """The brokers of one agent; ``on_news`` is called when a listener has another address."""
 
@@ -79,6 +86,8 @@ class Brokers:
         self._loop = asyncio.get_running_loop()
         self.on_news: Callable[[], None] = lambda: None
         self.on_meet: OnMeet = lambda _, __: Status.UNKNOWN
+        self.register_port: RegisterPort = _nowhere
+        """Registers a UDP port with one of these brokers, if one takes it."""
 
     def __bool__(self) -> bool:
         """Whether there are brokers to be had, known by address or by a name that may resolve."""
@@ -211,12 +220,12 @@ class Brokers:
     async def _left(self, broker: Broker, ones: list[Registrant]) -> None:
         """A broker is gone, or wants to be left: move its listeners to another, if there is one."""
         await self.find()
-        movable = [one for one in ones if one.protocol != UDP]
-        others = await self.candidates(broker) if movable else []
-        for one in movable:
+        others = await self.candidates(broker)
+        for one in ones:
             before = one.proxy
-            if not await self._register_at(one, others):
-                return
+            register = self.register_port if one.protocol == UDP else self._register_at
+            if not await register(one, others):
+                continue
             self._tasks.run(broker.unregister(one))
             assert before is not None and one.proxy is not None
             log.warning(

@@ -31,6 +31,7 @@ from .control import Control, Unreachable
 from .door import Bind, Bound, Endpoint, Hold
 from .gateway import Gateway
 from .heart import Heart
+from .registrants import Registrant
 from .tasks import Tasks
 from .ways import SharedPage, Ways, places_of
 
@@ -93,6 +94,11 @@ class Channel(Control):
                 self.on_stranger(data[MAGIC_SIZE:], source)
 
 
+def _page_of(one: Port) -> tuple[int, ...]:
+    """Return a descriptor of a port's page to give away."""
+    return (os.dup(one.page.fd),) if one.page is not None else ()
+
+
 def _refuse(_: Call | Meet) -> Status:
     return Status.UNKNOWN
 
@@ -149,6 +155,7 @@ class Datagrams:
         """Register with these."""
         self._brokers, self._gateway = brokers, gateway
         brokers.on_meet = self._met
+        brokers.register_port = self._move
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -160,11 +167,15 @@ class Datagrams:
         """Return the port of that id, if it lives."""
         return self._by_id.get(listener)
 
-    async def bind(self, asked: Bind) -> Bound:
-        """Register a port that the program has bound, with DPF first, else with GCB."""
+    async def bind(self, asked: Bind) -> tuple[Bound, tuple[int, ...]]:
+        """Register a port that the program has bound, with DPF first, else with GCB.
+
+        The page comes along for one that is known: several processes of a tree tell a new
+        agent of it, and a port that has another broker now is asked about again.
+        """
         known = self._by_id.get(asked.listener)
         if known is not None:
-            return self._bound(known)  # several processes of a tree tell a new agent of it
+            return self._bound(known), _page_of(known)
         one = Port(asked.listener, asked.cookie, asked.bound.address, asked.wished, os.urandom(8))
         self._watch(one)
         way = self._config.routes.way_at(one.bound[0])
@@ -177,7 +188,7 @@ class Datagrams:
             format_address(one.bound),
             f"{format_address(one.proxy)} by {one.how}" if one.how and one.proxy else one.reason,
         )
-        return self._bound(one)
+        return self._bound(one), ()
 
     async def _forward(self, one: Port) -> bool:
         if self._gateway is None:
@@ -189,15 +200,27 @@ class Datagrams:
 
     async def _register(self, one: Port) -> bool:
         assert self._brokers is not None
-        for broker in await self._brokers.candidates():
+        if await self._register_with(one, await self._brokers.candidates()):
+            return True
+        one.reason = one.reason or "no broker answers"
+        return False
+
+    async def _register_with(self, one: Port, brokers: list[Broker]) -> bool:
+        for broker in brokers:
             if broker.control.by_line:
                 one.reason = "no datagrams reach the broker"
             elif self._refused.get(broker.address, 0.0) > self._loop.time():
                 one.reason = one.reason or "the broker relays no datagrams"
             elif await self._register_at(broker, one):
                 return True
-        one.reason = one.reason or "no broker answers"
         return False
+
+    async def _move(self, one: Registrant, brokers: list[Broker]) -> bool:
+        """Register a port with another broker; the program has to give a sibling again."""
+        if not isinstance(one, Port) or not await self._register_with(one, brokers):
+            return False
+        self._release(one)
+        return True
 
     async def _register_at(self, broker: Broker, one: Port) -> bool:
         if await broker.register(one) and one.relay is not None:
@@ -217,7 +240,8 @@ class Datagrams:
         assert self._brokers is not None
         hosts = self._brokers.hosts
         relay = Endpoint.of(one.relay) if one.relay else None
-        return Bound(Endpoint.of(one.proxy), relay, hosts, one.how)
+        held = one.channel is not None
+        return Bound(Endpoint.of(one.proxy), relay, hosts, one.how, held=held)
 
     async def hold(self, asked: Hold, fd: int) -> tuple[Bound, tuple[int, ...]]:
         """Take the sibling of a registered port: let datagrams come, and keep the way open.
@@ -239,7 +263,7 @@ class Datagrams:
             return Bound(None, reason=f"the relay: {error}"), ()
         one.heart.start()
         self._open_ways(one, asked.magic)
-        return self._bound(one), (os.dup(one.page.fd),) if one.page is not None else ()
+        return self._bound(one), _page_of(one)
 
     def _open_ways(self, one: Port, magic: bytes) -> None:
         """Let peers and this port find ways past the relay."""
@@ -346,14 +370,20 @@ class Datagrams:
     def _drop(self, one: Port) -> None:
         self._by_id.pop(one.listener, None)
         self._narrow()
+        self._release(one)
+
+    def _release(self, one: Port) -> None:
+        """Speak from the port no more."""
         if one.heart is not None:
             one.heart.stop()
         if one.ways is not None:
             one.ways.close()
         if one.page is not None:
+            one.page.page.retire()
             one.page.close()
         if one.channel is not None:
             one.channel.close()
+        one.heart = one.ways = one.page = one.channel = None
 
     def _end(self, one: Port) -> None:
         if self._by_id.get(one.listener) is not one:

@@ -89,7 +89,7 @@ class Desk:
             close_all(fds)
             raise DoorError(f"{type(asked).__name__} came with {len(fds)} descriptors")
         if isinstance(asked, Bind):
-            return await self.datagrams.bind(asked), ()
+            return await self.datagrams.bind(asked)
         if isinstance(asked, Hold):
             return await self.datagrams.hold(asked, fds[0])
         return self.datagrams.vacate(), ()

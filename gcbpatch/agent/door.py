@@ -167,6 +167,7 @@ class Bound(DoorMessage, frozen=True):
 
     ``relay`` is where framed datagrams come from, None where there are none; ``hosts`` are
     those whose ports may be proxy addresses; ``error`` is an errno when one was refused.
+    ``held`` tells that the agent has a sibling already; the page comes along then.
     """
 
     public: Endpoint | None
@@ -175,6 +176,7 @@ class Bound(DoorMessage, frozen=True):
     how: str = ""
     error: int = 0
     reason: str = ""
+    held: bool = False
 
 
 class Dialled(DoorMessage, frozen=True):

@@ -22,7 +22,15 @@ import gevent.socket
 
 from ..addresses import Address, is_wildcard
 from ..errors import RemoteProtocolError
-from ..wire.datagrams import DIRECT_4, DIRECT_SIZE, HEADER_4, MOST_PAYLOAD, WHOLE_4
+from ..wire.datagrams import (
+    DIRECT_4,
+    DIRECT_SIZE,
+    HEADER_4,
+    MOST_PAYLOAD,
+    PART_4,
+    REFUSED_4,
+    WHOLE_4,
+)
 from .flow import Flow
 from .raw import LAYER, Raw
 
@@ -154,7 +162,7 @@ class Datagram(Raw):
         while True:
             size, extra, told, source = _recvmsg_into(self, vectors, ancillary, flags & ~_TRUNC)
             head = vectors[0]
-            if source != flow.relay:
+            if source != flow.relay and not self._is_new_relay(flow, source, head, size):
                 if size >= DIRECT_SIZE and head[0] == DIRECT_4:
                     peer = flow.heard_directly(_gather(vectors, DIRECT_SIZE))
                     if peer is not None:
@@ -180,6 +188,11 @@ class Datagram(Raw):
                     return Got(len(joined[0]), 0, joined[0], extra, told, joined[1])
             if flags & _PEEK:
                 _base.recvfrom(self, 0)  # not for the program: the next may be
+
+    def _is_new_relay(self, flow: Flow, source: Any, head: Any, size: int) -> bool:
+        """Whether it is a relay's since another process has learnt that the port has moved."""
+        framed = size >= HEADER_4 and head[0] in (WHOLE_4, PART_4, REFUSED_4)
+        return framed and flow.look_again(self) and source == flow.relay
 
     # --- sending
 
@@ -258,6 +271,8 @@ class Datagram(Raw):
         assert flow.ways is not None
         way = flow.ways.way(header)
         if way is None:
+            if flow.ways.is_over:
+                flow.look_again(self)
             if flow.wants_way(header):
                 self._want_way(flow, header)
             return -1
@@ -299,9 +314,12 @@ class Datagram(Raw):
     def getsockname(self) -> Any:
         """The proxy address."""
         name = _base.getsockname(self)
-        link = LAYER.link
-        local = link is not None and link.config.identity == "local"
-        return name if local else self._state.label.public
+        link, flow = LAYER.link, self._state
+        if link is not None and link.config.identity == "local":
+            return name
+        if link is not None and flow.edition not in (None, link.edition()):
+            flow.again()
+        return flow.label.public
 
     def getpeername(self) -> Any:
         """The peer that the program has connected to."""

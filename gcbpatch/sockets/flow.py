@@ -76,7 +76,9 @@ class Flow:
         self.sockets: weakref.WeakSet[_socket.socket] = weakref.WeakSet()
         """The objects in this process by which the port is used."""
         self.again: Callable[[], None] = _nothing
-        """Tells an agent of the port that does not know it."""
+        """Tells an agent of the port that does not know it, or asks what it is called now."""
+        self.edition: tuple[int, int] | None = None
+        """Of the agent's news when it was asked last."""
         self._hosts = hosts | {label.public[0]}
         self._ports = ports
         # Headers of peers through the relay; empty ones stand for peers of the kernel's.
@@ -191,6 +193,17 @@ class Flow:
             self.relay = relay
             self._hosts |= {public[0]}
             demux.attach(sock, self.label)
+            if self.kernel_connected and self.label.peer is not None:
+                _socket.socket.connect(sock, relay)
+
+    def look_again(self, sock: _socket.socket) -> bool:
+        """Another process may have moved the port: return whether its label says so."""
+        label = demux.label_of(sock)
+        if label is None or label.relay == self.relay:
+            return False
+        self.label, self.relay = label, label.relay
+        self._hosts |= {label.public[0]}
+        return True
 
     def connect(self, sock: _socket.socket, peer: Address | None) -> None:
         """Let the socket hear only ``peer`` through the relay; with None, whomever it could."""

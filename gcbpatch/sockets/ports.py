@@ -64,14 +64,20 @@ def _again(flow: Flow) -> None:
 
 def _share_again(link: Link, sock: _socket.socket, flow: Flow) -> None:
     label, bound = flow.label, _base.getsockname(sock)
+    flow.edition = link.edition()
     asked = door.Bind(label.listener, cookie_of(sock), door.Endpoint.of(bound), label.public[1])
     try:
-        answer: door.Bound = link.ask(asked)
+        answer, fds = link.ask_for_descriptors(asked)
+        _take_page(flow, fds)
         if answer.public is None or answer.relay is None:
             log.info("UDP port %d is not registered again: %s", bound[1], answer.reason)
             return
+        before = flow.label.public
         flow.moved(sock, answer.public.address, answer.relay.address)
-        _hold(link, sock, flow)
+        if flow.label.public != before:
+            LAYER.renamed(before, flow.label.public)
+        if not answer.held:
+            _hold(link, sock, flow)
     except (AgentGone, OSError) as error:
         log.info("UDP port %d is not registered again: %s", bound[1], error)
 
@@ -145,11 +151,16 @@ def _hold(link: Link, sock: _socket.socket, flow: Flow) -> str:
         answer, fds = link.ask_for_descriptors(asked, (sibling.fileno(),))
     finally:
         sibling.close()
+    _take_page(flow, fds)
+    return "" if answer.public is not None else answer.reason or "no reason given"
+
+
+def _take_page(flow: Flow, fds: list[int]) -> None:
+    """Map the page that came along, if one did. Raises OSError."""
     try:
         flow.ways = WayPage(fds[0]) if fds else flow.ways
     finally:
         door.close_all(fds)
-    return "" if answer.public is not None else answer.reason or "no reason given"
 
 
 def _adopt(sock: Raw, label: Label, hosts: frozenset[str]) -> None:
@@ -157,6 +168,7 @@ def _adopt(sock: Raw, label: Label, hosts: frozenset[str]) -> None:
     ports = frozenset(port for _, port in link.config.brokers) if link else frozenset()
     sock._state = Flow(label, hosts, ports)
     sock._state.sockets.add(sock)
+    sock._state.edition = link.edition() if link is not None else None
     sock._state.again = functools.partial(_again, sock._state)
     sock.__class__ = Datagram
     LAYER.table.put(sock, sock._state)

@@ -109,6 +109,8 @@ class Layer:
                 before = state.public
                 if state.identity() is not None and state.public != before:
                     self.renamed(before, state.foreign)
+            elif hasattr(state, "again"):
+                state.again()
 
     def renamed(self, before: Address | None, now: Address | None) -> None:
         """A listener has another address than before; its old host may be nobody's now."""

@@ -28,6 +28,8 @@ class WayPage:
         self._room = memoryview(mmap.mmap(fd, waypage.SIZE))
         self._words = self._room.cast("Q")
         self._edition = -1
+        self.is_over = False
+        """Whether the port has another page, and another relay."""
         self._entries: dict[bytes, Entry] = {}
         self._asked: dict[bytes, tuple[int, int]] = {}
 
@@ -38,6 +40,7 @@ class WayPage:
         """
         words = self._words
         if words[0] != self._edition:
+            self.is_over = bool(words[2])
             self._edition = words[0]
             self._entries = waypage.entries(self._room)
         entry = self._entries.get(header)

@@ -3,6 +3,7 @@
     word  what (native octets, 8 each)
     0     edition: another number whenever slots have been filled or cleared
     1     how many slots may be filled, counted from the first
+    2     1 if the port has another relay now, and another page
     8...  slots of 6 words:
           0   the header that the relay would get for the peer; 0 in a slot that is clear
           1   where the way goes: host, port, 2 octets of nothing
@@ -68,6 +69,11 @@ class Page:
         used = self._words[at] != 0
         self._words[at] = 0
         return used
+
+    def retire(self) -> None:
+        """The port has another relay now: whoever looks here has to look at its label."""
+        self._words[2] = 1
+        self._words[0] += 1
 
     def clear(self, slot: int) -> None:
         """Nobody uses this way any more."""
