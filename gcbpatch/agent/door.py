@@ -31,6 +31,7 @@ from ..wire.messages import Id, Short
 _T = TypeVar("_T")
 
 MAX_MESSAGE = 8192
+MAX_ARRIVAL = 256
 START_SECONDS = 5.0
 """How long an interpreter may take until it has started; a tenth of a second is usual."""
 WELCOME = b"+"
@@ -310,7 +311,7 @@ def push(queue: _socket.socket, arrival: Arrival, fd: int) -> int:
 def pop(queue: _socket.socket) -> tuple[int, Arrival] | None:
     """Take the oldest connection out of a queue; None when it is empty. Raises DoorError."""
     try:
-        data, ancillary, _, _ = queue.recvmsg(MAX_MESSAGE, _ONE_FD, _POP_FLAGS)
+        data, ancillary, _, _ = queue.recvmsg(MAX_ARRIVAL, _ONE_FD, _POP_FLAGS)
     except BlockingIOError:
         return None
     fds = _fds_of(ancillary)
@@ -318,6 +319,8 @@ def pop(queue: _socket.socket) -> tuple[int, Arrival] | None:
 
 
 def _fds_of(ancillary: list[tuple[int, int, bytes]]) -> list[int]:
+    if len(ancillary) == 1 and len(ancillary[0][2]) == _FD_SIZE:
+        return [int.from_bytes(ancillary[0][2], sys.byteorder)]  # nobody sends anything but rights
     fds = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -11,14 +11,14 @@ import _socket
 import socket
 
 from .later import door
-from .table import close_if, inode_of, is_still
+from .table import cookie_of, is_same
 
 
 class Intake:
     """Where brokered connections come out (``take``) and where an agent puts them in (``put``)."""
 
     def __init__(self, take: _socket.socket, put: _socket.socket) -> None:
-        self._ends = tuple((end, inode_of(end.fileno())) for end in (take, put))
+        self._ends = tuple((end, cookie_of(end)) for end in (take, put))
 
     @classmethod
     def new(cls) -> Intake:
@@ -40,11 +40,11 @@ class Intake:
 
     def is_whole(self) -> bool:
         """Return whether both descriptors are still the queue's."""
-        return all(is_still(end, inode) for end, inode in self._ends)
+        return all(is_same(*end) for end in self._ends)
 
     def gives(self) -> bool:
         """Return whether the descriptor that connections come out of is still the queue's."""
-        return is_still(*self._ends[0])
+        return is_same(*self._ends[0])
 
     def pop(self) -> tuple[int, door.Arrival] | None:
         """Take the oldest connection; None when there is none (any more)."""
@@ -52,5 +52,8 @@ class Intake:
 
     def close(self) -> None:
         """Let go of it, in this process."""
-        for end, inode in self._ends:
-            close_if(end, inode)
+        for end, cookie in self._ends:
+            if is_same(end, cookie):
+                end.close()
+            else:
+                end.detach()

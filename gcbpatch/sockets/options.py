@@ -86,7 +86,9 @@ def inherited(listening: _socket.socket) -> Options:
     found = changed(listening)
     priority = (_SOCKET, socket.SO_PRIORITY)
     handed = tuple(option for option in found if option[:2] != priority)
-    return (*handed, (*priority, 0)) if handed else ()
+    # To set the service is to set a priority, too.
+    with_service = any(option[:2] == (_IP, socket.IP_TOS) for option in handed)
+    return (*handed, (*priority, 0)) if with_service else handed
 
 
 def _changed_buffers(sock: _socket.socket, usual: tuple[int, int]) -> Options:

@@ -114,7 +114,7 @@ class Pending:
         An error would send greenlets that the child has inherited on their way.
         """
         numbers = self._standing()
-        self._table.drop(self._placeholder.inode)
+        self._table.drop(self._placeholder.cookie)
         self._placeholder.close()
         self._placeholder = Placeholder()
         for number in numbers:
@@ -163,7 +163,7 @@ class Pending:
     def _finish(self, error: int) -> None:
         self._hang_up()
         self._error, self.done = error, True
-        self._table.drop(self._placeholder.inode)
+        self._table.drop(self._placeholder.cookie)
         if not error:
             self.names = Names(self._local, self._peer, fresh=True)
             self._table.put(self._original, self.names)
@@ -210,7 +210,7 @@ class Pending:
             self._stop_watching()
             self._hang_up()
             self._original.close()
-            self._table.drop(self._placeholder.inode)
+            self._table.drop(self._placeholder.cookie)
         self._placeholder.close()
 
     def release(self) -> None:

@@ -38,7 +38,7 @@ class Placeholder:
     def __init__(self) -> None:
         self._end, self._other = _full_pair()
         self.inode = inode_of(self._end.fileno())
-        self._cookie = cookie_of(self._end)
+        self.cookie = cookie_of(self._end)
 
     def stands_on(self, number: int) -> bool:
         """Return whether the number is still the placeholder's in this process."""

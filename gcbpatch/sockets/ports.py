@@ -24,7 +24,7 @@ from .flow import Flow
 from .later import AgentGone, door
 from .link import Link
 from .raw import LAYER, Raw, wants_identity
-from .table import Names, cookie_of, inode_of
+from .table import Names, cookie_of
 from .ways import WayPage
 
 log = logging.getLogger("gcbpatch")
@@ -178,7 +178,7 @@ def _adopt(sock: Raw, label: Label, hosts: frozenset[str]) -> None:
 
 def _give_up(sock: Raw) -> None:
     demux.detach(sock)
-    LAYER.table.drop(inode_of(sock.fileno()))
+    LAYER.table.drop(cookie_of(sock))
     sock._state = None
     sock.__class__ = Raw
 

@@ -1,12 +1,13 @@
 """What is known of this process's sockets, keyed by the socket, not by its number.
 
-An inode names a socket over dup, fork, detach and SCM_RIGHTS; SO_COOKIE tells a socket
-from a later one that got the same inode. This room must never keep a socket open or alive.
+SO_COOKIE names a socket over dup, fork, detach and SCM_RIGHTS, and no later one gets the same.
+This room must never keep a socket open or alive.
 """
 
 from __future__ import annotations
 
 import _socket
+import contextlib
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _SO_COOKIE = 57
+_INET, _STREAM = socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK
 _LEAST_PRUNE = 256
 
 _cookie_of = struct.Struct("=Q")
@@ -42,8 +44,16 @@ def cookie_of(sock: _socket.socket) -> int:
     return int(_cookie_of.unpack(raw)[0])
 
 
+def is_same(sock: _socket.socket, cookie: int) -> bool:
+    """As is_still(), by the cookie: quicker, and a later file never has the same."""
+    try:
+        return cookie_of(sock) == cookie
+    except OSError:
+        return False
+
+
 def inode_of(fd: int) -> int:
-    """Return the number that stays with a socket over dup, fork and SCM_RIGHTS."""
+    """Return the number by which /proc names a socket; it stays over dup, fork and SCM_RIGHTS."""
     return os.fstat(fd).st_ino
 
 
@@ -71,7 +81,7 @@ class Table:
     """State of sockets; entries of sockets that are gone are dropped as the table grows."""
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[int, Any]] = {}
+        self._entries: dict[int, Any] = {}
         self._prune_at = _LEAST_PRUNE
 
     def __bool__(self) -> bool:
@@ -84,28 +94,25 @@ class Table:
         """Remember ``state`` for a socket."""
         if len(self._entries) >= self._prune_at:
             self.prune()
-        self._entries[inode_of(sock.fileno())] = cookie_of(sock), state
+        self._entries[cookie_of(sock)] = state
 
     def find(self, sock: _socket.socket) -> Any:
         """Return what is known of a socket; None if nothing."""
-        entry = self._entries.get(inode_of(sock.fileno()))
-        if entry is None or entry[0] != cookie_of(sock):
-            return None
-        return entry[1]
+        return self._entries.get(cookie_of(sock))
 
-    def drop(self, inode: int) -> None:
+    def drop(self, cookie: int) -> None:
         """Forget a socket."""
-        self._entries.pop(inode, None)
+        self._entries.pop(cookie, None)
 
     def states(self) -> list[Any]:
         """Return what is known, of all sockets."""
-        return [state for _, state in self._entries.values()]
+        return list(self._entries.values())
 
     def prune(self) -> None:
         """Drop the entries of sockets that this process holds no longer."""
-        here = _inodes_here()
-        for inode in [i for i in self._entries if i not in here]:
-            self._entries.pop(inode)[1].release()
+        here = set(_cookies_here())
+        for cookie in [c for c in self._entries if c not in here]:
+            self._entries.pop(cookie).release()
         self._prune_at = max(_LEAST_PRUNE, 2 * len(self._entries))
 
 
@@ -132,8 +139,17 @@ class Twins:
         return [one for one in known if one.fileno() in numbers], numbers
 
 
-def _inodes_here() -> set[int]:
-    return {inode for _, inode in _sockets_here()}
+def _cookies_here() -> Iterator[int]:
+    """Yield the cookie of every socket of this process."""
+    for number, _ in _sockets_here():
+        with contextlib.suppress(OSError):  # another thread has closed it
+            # Said to be non-blocking, it is taken as it is: socket.setdefaulttimeout() would
+            # have a new object change its file. The rest is not looked at.
+            sock = _socket.socket(_INET, _STREAM, 0, number)
+            try:
+                yield cookie_of(sock)
+            finally:
+                sock.detach()
 
 
 def _sockets_here() -> Iterator[tuple[int, int]]:

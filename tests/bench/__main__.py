@@ -61,9 +61,9 @@ FIGURES = {
     "accept": Figure(
         "accept of a brokered connection",
         1.3,
-        lambda quick: subjects.accepting(10 if quick else 100),
+        lambda quick: subjects.accepting(10 if quick else 30),
         4,
-        30,
+        100,
     ),
     "start": Figure(
         "import and patch_all, milliseconds more", 40.0, lambda _: subjects.starting(), 1, 40, True
