@@ -20,6 +20,7 @@ from gevent.event import Event
 
 from gcbpatch.addresses import format_address, is_private
 from gcbpatch.errors import ConfigError
+from gcbpatch.wire.messages import Command
 
 from .config import BrokerConfig, read_or_make_key
 from .crew import Crew
@@ -34,7 +35,7 @@ from .proxies import Proxies, is_local
 from .pump import Pump
 from .registry import Ports, Registry
 from .relay import Relays
-from .server import Complainer, Datagrams, Door, command_sockets
+from .server import Complainer, Datagrams, Door, command_sockets, second_socket
 from .splitting import relay_socket
 
 log = logging.getLogger("brokerd")
@@ -54,7 +55,7 @@ class Daemon:
         self._reread = reread
         keyring = config.keyring()
         claim_secret, first_start = read_or_make_key(config.key_file)
-        udp, relay, tcp = _command_sockets(config)
+        udp, relay, tcp, second = _command_sockets(config)
         self._port: int = tcp.getsockname()[1]
         self._loop: Any = gevent.get_hub().loop
         self._stop = Event()
@@ -73,7 +74,10 @@ class Daemon:
             config.address, Ports(*config.proxy_ports), config.lifetime, claim_secret, quiet_until
         )
         self._drain = Drain(config.lifetime)
-        identity = Identity(config.address, self._port, os.urandom(8), os.urandom(32))
+        self._second = Datagrams(self._loop, second, complainer, only=Command.HELLO)
+        identity = Identity(
+            config.address, self._port, os.urandom(8), os.urandom(32), second.getsockname()[1]
+        )
         self._dispatcher = Dispatcher(
             identity, keyring, self._limits, self._registry, self._relays, self._datagrams.ask
         )
@@ -113,6 +117,7 @@ class Daemon:
         Raises ConfigError if no workers can be had.
         """
         self._datagrams.start(self._dispatcher)
+        self._second.start(self._dispatcher)
         self._watch(self._loop.timer(TICK, TICK), self._tick)
         for number in (signal.SIGTERM, signal.SIGINT):
             self._watch(self._loop.signal(number), self._stop.set)
@@ -204,6 +209,7 @@ class Daemon:
         self._dispatcher.probes.close()
         if self._pump is not self._proxies:
             self._pump.close()
+        self._second.close()
         self._datagrams.close()
 
 
@@ -214,7 +220,7 @@ def _say(text: str) -> None:
 def _command_sockets(config: BrokerConfig) -> Any:
     try:
         udp, tcp = command_sockets(config.port)
-        return udp, relay_socket(udp, RECEIVE_BUFFER), tcp
+        return udp, relay_socket(udp, RECEIVE_BUFFER), tcp, second_socket(tcp.getsockname()[1])
     except OSError as error:
         raise ConfigError(
             f"--port: {config.port} cannot be had: {error.strerror}; a free port would be right"

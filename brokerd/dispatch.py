@@ -98,6 +98,8 @@ class Identity:
     port: int
     epoch: bytes
     cookie_secret: bytes
+    second: int = 0
+    """Another port where HELLO is answered; 0 if there is none."""
 
 
 def _whom(address: Address, line: Speaker | None) -> Address:
@@ -224,6 +226,7 @@ class Dispatcher:
             self._identity.port,
             self._identity.host,
             min(self._limits.free(Held.PROXIES), self._registry.free),
+            self._identity.second,
         )
         reply = auth.reply_to(frame, key, Status.SUCCESS, message)
         if len(reply) > frame.size:

@@ -1,8 +1,8 @@
 """Tells two halves of a rendezvous where each other's NAT has put them, so that they can punch.
 
 Only where it can work: each half is seen under the port that it left from, so its NAT keeps
-ports and will show the same one to the other side. It must never tell anybody an address
-without having been asked to by both.
+ports and will show the same one to the other side; or its agent has found out that its NAT
+shows the same to all. It must never tell anybody an address without having been asked to by both.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def introductions(
 
 
 def _mapped(sock: socket.socket, asked: Join) -> Endpoint | None:
-    """Return where the NAT has put a half that wants to punch, if it has kept its port."""
+    """Return where the NAT has put a half that wants to punch, if others will see it there."""
     if not asked.nonce:
         return None
     try:
         host, port = sock.getpeername()[:2]
     except OSError:
         return None  # gone, which shows when it is joined
-    if is_private(host) or port != asked.port:
+    if is_private(host) or not (asked.independent or port == asked.port):
         return None
     return Endpoint(host, port)
 

@@ -98,7 +98,15 @@ class _Asked:
 class Datagrams:
     """The UDP side: answers requests, and asks questions until they are answered."""
 
-    def __init__(self, loop: Any, sock: socket.socket, complainer: Complainer) -> None:
+    def __init__(
+        self,
+        loop: Any,
+        sock: socket.socket,
+        complainer: Complainer,
+        only: Command | None = None,
+    ) -> None:
+        """``only`` is the one command that is taken; None takes all."""
+        self._only = only
         self.dispatcher: Dispatcher | None = None
         self._sock = sock
         self._complainer = complainer
@@ -184,6 +192,8 @@ class Datagrams:
             if frame.kind is Kind.REPLY:
                 self._answered(frame, peer, None)
                 return
+            if self._only not in (None, frame.command):
+                raise RemoteProtocolError(Status.UNSUPPORTED, "not at this port")
             assert self.dispatcher is not None
             reply = self.dispatcher.answer(frame, peer, via, now, by_port=bool(magic))
         except RemoteProtocolError as error:
@@ -248,6 +258,25 @@ def command_sockets(port: int) -> tuple[socket.socket, socket.socket]:
             if error.errno != errno.EADDRINUSE:
                 raise
     return _command_pair(port)
+
+
+def second_socket(command_port: int) -> socket.socket:
+    """Return a UDP socket on the port above the command port; on any if that is in use.
+
+    Raises OSError.
+    """
+    last = 65535
+    for port in (min(command_port + 1, last), 0):
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.bind(("", port))
+            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+            return sock
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.EADDRINUSE or not port:
+                raise
+    raise AssertionError("unreachable")
 
 
 def _command_pair(port: int) -> tuple[socket.socket, socket.socket]:

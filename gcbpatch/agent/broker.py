@@ -38,6 +38,7 @@ from .control import Control, Unreachable
 from .halves import Halves
 from .heart import Heart
 from .listeners import Listener
+from .mapping import Mapping
 from .reachability import Reachability
 from .registrants import Collection, Registrant
 from .tasks import Tasks
@@ -93,6 +94,7 @@ class Broker:
         self.control = Control(address, client, self.key, self._answer_call)
         self.halves = Halves(lambda: self.relay, client, self.key)
         """Connections that wait at its relay."""
+        self.mapping = Mapping(client, self.key)
         self.unsupported: set[int] = set()
         """Protocols that it would not register when it was last asked."""
         self._mine: set[bytes] = set()
@@ -198,6 +200,7 @@ class Broker:
         once: listen() takes no longer than it must.
         """
         self.adopt(one)
+        self.mapping.look(self.control)
         if not self._reachability.is_asked(one):
             return await self._register(one)
         looking = asyncio.ensure_future(self._look(one))
@@ -292,6 +295,7 @@ class Broker:
 
     async def connect(self, target: Address, port: int) -> ConnectReply:
         """Ask for a connection to ``target`` as ``port``; raises as Control.ask does."""
+        self.mapping.look(self.control)
         reply = await self.control.ask(
             Command.CONNECT,
             lambda cookie: Connect(

@@ -108,6 +108,11 @@ class Control:
         return str(self._socket.getsockname()[0])
 
     @property
+    def local_port(self) -> int:
+        """The UDP port from which the broker is spoken to."""
+        return int(self._socket.getsockname()[1])
+
+    @property
     def by_line(self) -> bool:
         """Whether the broker is spoken to by TCP, since datagrams do not reach it."""
         return self._line is not None

@@ -142,7 +142,8 @@ class HelloReply(Message, frozen=True):
 
     JOIN goes to ``relay_port`` at the host where HELLO went; ``public`` is the host of the
     broker's proxy addresses (a broker on a gateway is known inside by another one).
-    ``free`` is how many more listeners it would take.
+    ``free`` is how many more listeners it would take. HELLO is answered at the UDP port
+    ``second``, too, if that is not 0.
     """
 
     epoch: Short
@@ -151,6 +152,7 @@ class HelloReply(Message, frozen=True):
     relay_port: Port
     public: Annotated[str, Meta(max_length=45)] = ""
     free: Free = 1
+    second: Port = 0
 
 
 class Register(Message, frozen=True):
@@ -267,6 +269,7 @@ class Join(Message, frozen=True):
     """First frame on a TCP connection to the broker: this is a relayed half.
 
     With a ``nonce`` the side wants to punch from ``port``, from which this half left.
+    ``independent`` says that it is known to be seen under one address by everybody.
     """
 
     rendezvous: Short
@@ -274,6 +277,7 @@ class Join(Message, frozen=True):
     proof: Proof
     nonce: Nonce = b""
     port: Port = 0
+    independent: bool = False
 
 
 class JoinReply(Message, frozen=True):

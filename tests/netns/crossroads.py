@@ -29,6 +29,7 @@ SORTS = [(one, other) for one in ("GCB", "ordinary") for other in ("GCB", "ordin
 NATS: dict[str, dict[str, Any]] = {
     "filtering": {"unsolicited": "drop"},
     "randomising": {"unsolicited": "drop", "mapping": "random"},
+    "shifting": {"unsolicited": "drop", "mapping": "shifting"},
     "resetting": {"unsolicited": "rst"},
     "nested": {"unsolicited": "drop"},
     "blocked": {"unsolicited": "drop", "block_udp": True},

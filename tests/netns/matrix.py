@@ -21,6 +21,7 @@ KINDS = {
     "firewalled": "public host, firewalled",
     "filtering": "behind a NAT that filters and keeps ports",
     "randomising": "behind a NAT that takes a random port for every destination",
+    "shifting": "behind a NAT that shows each port as another one, the same to everybody",
     "resetting": "behind a NAT that answers the unexpected with RST",
     "nested": "behind two NATs, one behind the other",
     "blocked": "behind a NAT that lets no UDP out",
@@ -29,70 +30,76 @@ NEIGHBOUR = "neighbour"
 CONNECTORS = {**KINDS, NEIGHBOUR: "in the listener's own private network"}
 GRIDS = {
     ("GCB", "GCB", "TCP"): """
-              public   firewalled  filtering  randomising  resetting  nested   blocked
- public       kernel   reverse     reverse    reverse      reverse    reverse  reverse
- firewalled   kernel   punched     punched    relayed      chance     punched  punched
- filtering    kernel   punched     punched    relayed      chance     punched  punched
- randomising  kernel   relayed     relayed    relayed      relayed    relayed  relayed
- resetting    kernel   chance      chance     relayed      chance     chance   chance
- nested       kernel   punched     punched    relayed      chance     punched  punched
- blocked      kernel   punched     punched    relayed      chance     punched  punched
- neighbour    .        .           local      local        local      local    local
+              public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
+ public       kernel   reverse     reverse    reverse      reverse   reverse    reverse  reverse
+ firewalled   kernel   punched     punched    relayed      punched   chance     punched  punched
+ filtering    kernel   punched     punched    relayed      punched   chance     punched  punched
+ randomising  kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ shifting     kernel   punched     punched    relayed      punched   chance     punched  punched
+ resetting    kernel   chance      chance     relayed      chance    chance     chance   chance
+ nested       kernel   punched     punched    relayed      punched   chance     punched  punched
+ blocked      kernel   punched     punched    relayed      punched   chance     punched  punched
+ neighbour    .        .           local      local        local     local      local    local
 """,
     ("GCB", "GCB", "UDP"): """
-              public   firewalled  filtering  randomising  resetting  nested   blocked
- public       direct   direct      punched    punched      punched    punched  -
- firewalled   direct   direct      punched    relayed      punched    punched  -
- filtering    direct   direct      punched    relayed      punched    punched  -
- randomising  direct   relayed     relayed    relayed      relayed    relayed  -
- resetting    direct   direct      punched    relayed      punched    punched  -
- nested       direct   direct      punched    relayed      punched    punched  -
- blocked      -        -           -          -            -          -        -
- neighbour    .        .           local      local        local      local    kernel
+              public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
+ public       direct   direct      punched    punched      punched   punched    punched  -
+ firewalled   direct   direct      punched    relayed      punched   punched    punched  -
+ filtering    direct   direct      punched    relayed      punched   punched    punched  -
+ randomising  direct   relayed     relayed    relayed      relayed   relayed    relayed  -
+ shifting     direct   direct      punched    relayed      punched   punched    punched  -
+ resetting    direct   direct      punched    relayed      punched   punched    punched  -
+ nested       direct   direct      punched    relayed      punched   punched    punched  -
+ blocked      -        -           -          -            -         -          -        -
+ neighbour    .        .           local      local        local     local      local    kernel
 """,
     ("ordinary", "GCB", "TCP"): """
-              public   firewalled  filtering  randomising  resetting  nested   blocked
- public       kernel   relayed     relayed    relayed      relayed    relayed  relayed
- firewalled   kernel   relayed     relayed    relayed      relayed    relayed  relayed
- filtering    kernel   relayed     relayed    relayed      relayed    relayed  relayed
- randomising  kernel   relayed     relayed    relayed      relayed    relayed  relayed
- resetting    kernel   relayed     relayed    relayed      relayed    relayed  relayed
- nested       kernel   relayed     relayed    relayed      relayed    relayed  relayed
- blocked      kernel   relayed     relayed    relayed      relayed    relayed  relayed
- neighbour    .        .           relayed    relayed      relayed    relayed  relayed
+              public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
+ public       kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ firewalled   kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ filtering    kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ randomising  kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ shifting     kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ resetting    kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ nested       kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ blocked      kernel   relayed     relayed    relayed      relayed   relayed    relayed  relayed
+ neighbour    .        .           relayed    relayed      relayed   relayed    relayed  relayed
 """,
     ("ordinary", "GCB", "UDP"): """
-              public   firewalled  filtering  randomising  resetting  nested   blocked
- public       relayed  relayed     relayed    relayed      relayed    relayed  -
- firewalled   relayed  relayed     relayed    relayed      relayed    relayed  -
- filtering    relayed  relayed     relayed    relayed      relayed    relayed  -
- randomising  relayed  relayed     relayed    relayed      relayed    relayed  -
- resetting    relayed  relayed     relayed    relayed      relayed    relayed  -
- nested       relayed  relayed     relayed    relayed      relayed    relayed  -
- blocked      -        -           -          -            -          -        -
- neighbour    .        .           relayed    relayed      relayed    relayed  kernel
+              public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
+ public       relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ firewalled   relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ filtering    relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ randomising  relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ shifting     relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ resetting    relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ nested       relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ blocked      -        -           -          -            -         -          -        -
+ neighbour    .        .           relayed    relayed      relayed   relayed    relayed  kernel
 """,
     ("GCB", "ordinary", "TCP"): """
-              public   firewalled  filtering  randomising  resetting  nested   blocked
- public       kernel   -           -          -            -          -        -
- firewalled   kernel   -           -          -            -          -        -
- filtering    kernel   -           -          -            -          -        -
- randomising  kernel   -           -          -            -          -        -
- resetting    kernel   -           -          -            -          -        -
- nested       kernel   -           -          -            -          -        -
- blocked      kernel   -           -          -            -          -        -
- neighbour    .        .           kernel     kernel       kernel     kernel   kernel
+              public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
+ public       kernel   -           -          -            -         -          -        -
+ firewalled   kernel   -           -          -            -         -          -        -
+ filtering    kernel   -           -          -            -         -          -        -
+ randomising  kernel   -           -          -            -         -          -        -
+ shifting     kernel   -           -          -            -         -          -        -
+ resetting    kernel   -           -          -            -         -          -        -
+ nested       kernel   -           -          -            -         -          -        -
+ blocked      kernel   -           -          -            -         -          -        -
+ neighbour    .        .           kernel     kernel       kernel    kernel     kernel   kernel
 """,
     ("GCB", "ordinary", "UDP"): """
-              public   firewalled  filtering  randomising  resetting  nested   blocked
- public       kernel   -           -          -            -          -        -
- firewalled   kernel   -           -          -            -          -        -
- filtering    kernel   -           -          -            -          -        -
- randomising  kernel   -           -          -            -          -        -
- resetting    kernel   -           -          -            -          -        -
- nested       kernel   -           -          -            -          -        -
- blocked      -        -           -          -            -          -        -
- neighbour    .        .           kernel     kernel       kernel     kernel   kernel
+              public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
+ public       kernel   -           -          -            -         -          -        -
+ firewalled   kernel   -           -          -            -         -          -        -
+ filtering    kernel   -           -          -            -         -          -        -
+ randomising  kernel   -           -          -            -         -          -        -
+ shifting     kernel   -           -          -            -         -          -        -
+ resetting    kernel   -           -          -            -         -          -        -
+ nested       kernel   -           -          -            -         -          -        -
+ blocked      -        -           -          -            -         -          -        -
+ neighbour    .        .           kernel     kernel       kernel    kernel     kernel   kernel
 """,
 }
 """(connector, listener, protocol) -> a line for each kind of connector, a column for each of

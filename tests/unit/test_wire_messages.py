@@ -111,6 +111,7 @@ NUMBERS = [
     (Command.PARK, Q, "port", 0, 65535),
     (Command.PARK, R, "patience", 0, 86400),
     (Command.JOIN, Q, "port", 0, 65535),
+    (Command.HELLO, R, "second", 0, 65535),
     (Command.JOIN, R, "wait", 0, 60000),
     (Command.JOIN, R, "round_trip", 0, 60000),
     (Command.ASK, Q, "protocol", 6, 17),

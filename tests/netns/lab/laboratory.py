@@ -94,8 +94,9 @@ class Lab:
         """A NAT gateway with the network `inside`, which other gateways may use as well.
 
         `unsolicited` is what it does to packets from outside that nobody asked for: drop them,
-        reject them by ICMP, or answer with a reset. `mapping` preserves ports where it can, or
-        takes a random one for every destination. An `uplink` gateway makes it a nested NAT.
+        reject them by ICMP, or answer with a reset. `mapping` preserves ports where it can, takes a
+        random one for every destination, or for each port the same other one for all. An `uplink`
+        gateway makes it a nested NAT.
         """
         self._check(name, unsolicited, rules.policies())
         self._check(name, mapping, rules.mappings())

@@ -8,7 +8,7 @@ a later priority than everybody's, so a mapping that somebody else sets wins ove
 from typing import Literal
 
 Policy = Literal["accept", "drop", "reject", "rst"]
-Mapping = Literal["preserving", "random"]
+Mapping = Literal["preserving", "random", "shifting"]
 
 # What happens to a packet from outside that nobody inside has asked for.
 _POLICIES: dict[str, list[str]] = {
@@ -23,8 +23,11 @@ _POLICIES: dict[str, list[str]] = {
     ],
 }
 # RFC 4787 and 5382: endpoint-independent as long as no two hosts want the same port, or
-# address-and-port-dependent.
-_MAPPINGS = {"preserving": "masquerade", "random": "masquerade fully-random"}
+# address-and-port-dependent; "shifting" is as the first, and shows every port as another one.
+_MAPPINGS = {
+    "preserving": "masquerade", "random": "masquerade fully-random", "shifting": "masquerade",
+}
+_SHIFT = 1024  # one bit of the port is turned round
 
 
 def policies() -> list[str]:
@@ -63,6 +66,7 @@ def input_chains(interface: str, policy: Policy) -> list[str]:
 def nat_chains(interface: str, inside: str, mapping: Mapping) -> list[str]:
     """Masquerading of the network `inside` behind `interface`, and nothing in but answers."""
     return [
+        *(_shift_chains(interface) if mapping == "shifting" else []),
         chain("static", "type nat hook prerouting priority dstnat + 10;"),
         chain(
             "source_nat",
@@ -82,6 +86,27 @@ def nat_chains(interface: str, inside: str, mapping: Mapping) -> list[str]:
             "ct state established,related accept",
             "ct status dnat accept",
             "counter drop",
+        ),
+    ]
+
+
+def _shift_chains(interface: str) -> list[str]:
+    """Beyond what conntrack sees: on the way out after it, on the way in before it."""
+
+    def turn(which: str) -> list[str]:
+        ports = (f"{protocol} {which}" for protocol in ("tcp", "udp"))
+        return [f"{port} set {port} ^ {_SHIFT}" for port in ports]
+
+    return [
+        chain(
+            "shift_out",
+            "type filter hook postrouting priority srcnat + 30; policy accept;",
+            *(f'oifname "{interface}" {rule}' for rule in turn("sport")),
+        ),
+        chain(
+            "shift_in",
+            "type filter hook prerouting priority raw - 10; policy accept;",
+            *(f'iifname "{interface}" {rule}' for rule in turn("dport")),
         ),
     ]
 
