@@ -41,33 +41,37 @@ def read_tokens(path: str) -> list[Key]:
     Empty lines and lines that start with # are passed over. Raises ConfigError naming the
     line, never its content.
     """
+    from .wire.auth import Key
+
+    return [Key(secret.encode(), name) for name, secret in _tokens_in(path)]
+
+
+def _tokens_in(path: str) -> list[tuple[str, str]]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"{path}: the token file cannot be read: {error.strerror}") from error
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: the token file cannot be read: it is not UTF-8") from None
-    keys = []
+    tokens = []
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        keys.append(_key_of(words, f"{path}:{number}"))
-    if not keys:
+        tokens.append(_token_of(words, f"{path}:{number}"))
+    if not tokens:
         raise ConfigError(f"{path}: no token in it; one 'name token' a line would be right")
-    return keys
+    return tokens
 
 
-def _key_of(words: list[str], where: str) -> Key:
+def _token_of(words: list[str], where: str) -> tuple[str, str]:
     name, secret = words if len(words) == 2 else ("default", words[0])
     if len(words) > 2 or len(secret) < MIN_TOKEN_BYTES:
         raise ConfigError(
             f"{where}: not a token; 'name token' with a token of {MIN_TOKEN_BYTES} or more "
             "characters and no spaces would be right"
         )
-    from .wire.auth import Key
-
-    return Key(secret.encode(), name)
+    return name, secret
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,14 @@ class ClientConfig:
     def active(self) -> bool:
         """Whether anything is configured at all."""
         return bool(self.brokers or self.gateway)
+
+    def check(self) -> None:
+        """Look into the token file, if it counts, and load nothing that a key needs.
+
+        Raises ConfigError as key() would.
+        """
+        if self.token_file and not self.token:
+            _tokens_in(self.token_file)
 
     def key(self) -> Key | None:
         """Return the client's key, if it has a token. Raises ConfigError."""

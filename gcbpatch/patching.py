@@ -66,7 +66,7 @@ def patch_all(
     settings = client_config(
         os.environ, broker=broker, dpf=dpf, token=token, routes=routes, config=config
     )
-    settings.key()
+    settings.check()
     if _state.flags != gevent_flags:
         _patch_gevent(gevent_flags)
     if _state.settings != settings:

@@ -217,6 +217,27 @@ def test_a_program_without_listeners_starts_no_agent(broker: str, tmp_path: Path
     assert "agent[" not in (tmp_path / "log").read_text()
 
 
+@pytest.mark.parametrize("setting", ["GCB_TOKEN", "GCB_TOKEN_FILE"])
+def test_a_program_without_brokered_sockets_loads_nothing_that_only_those_need(
+    setting: str, tmp_path: Path
+) -> None:
+    (tmp_path / "tokens").write_text("somebody a-secret-token\n")
+    done = run(
+        """
+        import gcbpatch; gcbpatch.patch_all()
+        import socket, sys
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            with socket.create_connection(listener.getsockname()) as sock:
+                listener.accept()
+        dear = ("msgspec", "cachetools", "hashlib", "tomllib", "gcbpatch.agent", "gcbpatch.wire")
+        print(*[name for name in dear if name in sys.modules])
+        """,
+        GCB_BROKER="198.51.100.9",
+        **{setting: str(tmp_path / "tokens")},
+    )
+    assert done.stdout == "\n", done.stderr
+
+
 def test_the_agent_ends_with_its_program_and_is_nobody_elses_child(
     broker: str, tmp_path: Path
 ) -> None:
