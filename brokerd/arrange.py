@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-from gcbpatch.addresses import Address, is_loopback, is_private, is_wildcard
+from gcbpatch.addresses import Address, family_of, is_loopback, is_private, is_wildcard
 from gcbpatch.wire.messages import Endpoint, Path, PathKind
 
 MOST_ADDRESSES = 4
@@ -37,6 +37,8 @@ def arrange(connector: Side, listener: Side) -> list[Path]:
     at which it talks to it already, since a broker on a gateway has another one inside than
     outside.
     """
+    if family_of(connector.observed[0]) != family_of(listener.observed[0]):
+        return [Path(PathKind.RELAYED, [])]  # neither is known to have a way to the other's family
     candidates = (
         (PathKind.LOCAL, _inside(connector, listener)),
         (PathKind.DIRECT, _untranslated(listener)),
@@ -73,12 +75,12 @@ def places(told: list[Endpoint], asker: Side, other: Side) -> list[Endpoint]:
 
 
 def _may_punch(connector: Side, listener: Side) -> bool:
-    """Whether each is seen by a public address of its own, of one family.
+    """Whether each is seen by a public address of its own.
 
     Whether their NATs keep ports, without which it cannot work, shows at the halves.
     """
     here, there = connector.observed[0], listener.observed[0]
-    if here == there or (":" in here) != (":" in there):
+    if here == there:
         return False
     return not any(is_private(host) or is_wildcard(host) for host in (here, there))
 

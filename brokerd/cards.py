@@ -17,6 +17,7 @@ from gcbpatch.errors import Status
 from gcbpatch.wire.messages import UDP, Card, Introduce, Meet, Nothing
 
 from .arrange import Side, places
+from .hosts import Hosts
 from .registry import Listener, Refusal, Registry, Sender
 
 Ask = Callable[[Listener, Meet, Callable[[Status], None], float], Callable[[], None]]
@@ -29,9 +30,9 @@ MOST_WAITING = 65536
 class Cards:
     """Passes cards on."""
 
-    def __init__(self, host: str, registry: Registry, ask: Ask) -> None:
-        """``host`` is that of this broker's proxy addresses."""
-        self._host = host
+    def __init__(self, hosts: Hosts, registry: Registry, ask: Ask) -> None:
+        """``hosts`` are those of this broker's proxy addresses."""
+        self._hosts = hosts
         self._registry = registry
         self._ask = ask
         self._waiting: dict[tuple[bytes, Address], Callable[[], None]] = {}
@@ -54,7 +55,7 @@ class Cards:
         Another broker's is proved by its holder alone being told the answer.
         """
         peer = asked.card.peer.address
-        if peer[0] != self._host:
+        if peer[0] not in self._hosts.all:
             return
         owner = self._registry.at(UDP, peer)
         if owner is None or owner.client != asked.client:

@@ -16,7 +16,8 @@ from .daemon import Daemon
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", metavar="FILE", help="TOML file with the flags below as keys.")
-@click.option("--address", metavar="IP", help="Host of the proxy addresses, as others dial it.")
+@click.option("--address", metavar="IP", multiple=True,
+              help="Host of the proxy addresses, as others dial it; one IPv4, one IPv6, or both.")
 @click.option("--port", type=int, help="Command port, UDP and TCP [65432]; 0 for any.")
 @click.option("--proxy-ports", metavar="LOW-HIGH", help="Automatic proxy ports [10000-32767].")
 @click.option("--token-file", metavar="FILE", help="Tokens, one 'name token' a line.")
@@ -27,9 +28,9 @@ from .daemon import Daemon
 def brokerd(config: str | None, **flags: Any) -> None:
     """Broker TCP connections for programs behind NATs and firewalls.
 
-    Prints "brokerd ready on IP:PORT" when it serves. SIGTERM ends it, SIGHUP makes it read
-    tokens and limits again. SIGUSR1 drains it: it takes no new listeners, sends those it has to
-    other brokers, and ends when its relays have.
+    Prints "brokerd ready on IP:PORT" when it serves, with an IP:PORT for each address. SIGTERM
+    ends it, SIGHUP makes it read tokens and limits again. SIGUSR1 drains it: it takes no new
+    listeners, sends those it has to other brokers, and ends when its relays have.
     """
 
     def read() -> BrokerConfig:

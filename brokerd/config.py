@@ -16,7 +16,14 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gcbpatch.addresses import BROKER_PORT, is_wildcard
+from gcbpatch.addresses import (
+    BROKER_PORT,
+    family_of,
+    is_link_local,
+    is_wildcard,
+    pack_host,
+    unmapped,
+)
 from gcbpatch.config import read_tokens, read_toml
 from gcbpatch.errors import ConfigError
 from gcbpatch.wire.auth import Keyring
@@ -29,12 +36,13 @@ KEY_BYTES = 32
 
 @dataclass(frozen=True)
 class BrokerConfig:
-    """``address`` is the host of all proxy addresses; ``lifetime`` (seconds) the longest.
+    """``address`` are the hosts of proxy addresses, at most one of a family; listeners that take
+    both families get the first. ``lifetime`` (seconds) is the longest.
 
     ``workers`` is the number of processes that pump bytes; with 1 the broker does it itself.
     """
 
-    address: str = ""
+    address: tuple[str, ...] = ()
     port: int = BROKER_PORT
     proxy_ports: tuple[int, int] = (10000, 32767)
     token_file: str = ""
@@ -58,10 +66,10 @@ def broker_config(flags: Mapping[str, Any], path: str | None) -> BrokerConfig:
     for name, value in (read_toml(path) if path else {}).items():
         config = _with_setting(config, name, f"{path}: {name}", value)
     for name, value in flags.items():
-        if value is not None:
+        if value is not None and value != ():
             config = _with_setting(config, name, f"--{name.replace('_', '-')}", value)
     if not config.address:
-        config = replace(config, address=own_address())
+        config = replace(config, address=(own_address(),))
     return replace(config, key_file=config.key_file or default_key_file())
 
 
@@ -75,14 +83,27 @@ def _with_setting(config: BrokerConfig, name: str, where: str, value: Any) -> Br
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _addresses(value: Any) -> tuple[str, ...]:
+    texts = value if isinstance(value, list | tuple) else str(value).split(",")
+    hosts = tuple(_address(text) for text in texts)
+    if not 1 <= len(hosts) <= 2 or len({family_of(host) for host in hosts}) < len(hosts):
+        raise ValueError(
+            f"{', '.join(hosts)!r} is not right; one IPv4 and one IPv6 address at most would be"
+        )
+    return hosts
+
+
 def _address(value: Any) -> str:
+    text = str(value).strip()
     try:
-        host = str(ipaddress.IPv4Address(str(value)))
+        host = str(ipaddress.ip_address(text[1:-1] if text[:1] + text[-1:] == "[]" else text))
+        pack_host(host)  # raises for a zone
     except ValueError:
         host = ""
-    if not host or is_wildcard(host):
+    if not host or is_wildcard(host) or is_link_local(host) or unmapped(host) != host:
         raise ValueError(
-            f"{value!r} is not what others can dial; one IPv4 address such as 198.51.100.1 would be"
+            f"{value!r} is not what others can dial; "
+            "an address such as 198.51.100.1 or 2001:db8::1 would be"
         )
     return host
 
@@ -135,7 +156,7 @@ def _limits(value: Any) -> Bounds:
 
 
 _READERS: dict[str, Callable[[Any], Any]] = {
-    "address": _address,
+    "address": _addresses,
     "port": _number(0, 65535),
     "proxy_ports": _port_range,
     "token_file": _path,
@@ -148,14 +169,21 @@ _READERS: dict[str, Callable[[Any], Any]] = {
 
 
 def own_address() -> str:
-    """Return the address from which this host reaches the Internet; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
-            sock.connect(("192.0.2.1", 9))
-        except OSError:
-            return "127.0.0.1"
-        host: str = sock.getsockname()[0]
-        return host
+    """Return the address from which this host reaches the Internet; nothing is sent.
+
+    By IPv6 only where there is no way by IPv4.
+    """
+    return _own(socket.AF_INET, "192.0.2.1") or _own(socket.AF_INET6, "2001:db8::1") or "127.0.0.1"
+
+
+def _own(family: int, there: str) -> str:
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((there, 9))
+            host: str = sock.getsockname()[0]
+            return host
+    except OSError:
+        return ""
 
 
 def default_key_file() -> str:

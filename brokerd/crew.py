@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class Proxy:
     """One proxy socket; ``member`` is None while it has to be opened again."""
 
     number: int
-    port: int
+    address: Address
     member: Member | None
     attempts: int = 0
 
@@ -90,21 +90,24 @@ class Crew:
     def __init__(
         self,
         loop: Any,
-        host: str,
+        hosts: Mapping[str, str],
         workers: int,
-        accepted: Callable[[int, socket.socket, Address], None],
-        lost: Callable[[int], None],
+        accepted: Callable[[Address, socket.socket, Address], None],
+        lost: Callable[[Address], None],
     ) -> None:
-        """``lost(port)`` is called for a proxy socket that cannot be opened again."""
+        """``lost(proxy)`` is called for a proxy socket that cannot be opened again.
+
+        The others are as for Proxies.
+        """
         self._loop = loop
-        self._host = host
+        self._hosts = hosts
         self._accepted = accepted
         self._lost = lost
         self._numbers = itertools.count(1)
-        self._by_port: dict[int, Proxy] = {}
+        self._by_address: dict[Address, Proxy] = {}
         self._by_number: dict[int, Proxy] = {}
-        self._closing: dict[int, tuple[int, Member]] = {}
-        self._leaving: dict[int, int] = {}
+        self._closing: dict[Address, tuple[int, Member]] = {}
+        self._leaving: dict[int, Address] = {}
         self._homeless: list[Proxy] = []
         self._members: list[Member | None] = [None] * workers
         self._again: dict[int, float] = {}
@@ -189,11 +192,11 @@ class Crew:
                 if self._house(proxy):
                     continue
             except OSError as error:
-                log.error("proxy port %d is not open: %s", proxy.port, error.strerror)
+                log.error("proxy port %d is not open: %s", proxy.address[1], error.strerror)
             if proxy.attempts < REOPENINGS:
                 self._homeless.append(proxy)
             else:
-                self._lost(proxy.port)
+                self._lost(proxy.address)
 
     def _roomiest(self, descriptors: int, weight: Callable[[Member], int]) -> Member | None:
         able = [m for m in self._members if m is not None and m.has_room(descriptors)]
@@ -207,26 +210,27 @@ class Crew:
     # --- as Proxies
 
     def __len__(self) -> int:
-        return len(self._by_port)
+        return len(self._by_address)
 
-    def open(self, port: int) -> bool:
+    def open(self, address: Address) -> bool:
         """As Proxies.open; there are no descriptors either when all workers are full."""
-        proxy = Proxy(next(self._numbers), port, None)
+        proxy = Proxy(next(self._numbers), address, None)
         if not self._house(proxy):
             return False
-        self._by_port[port] = self._by_number[proxy.number] = proxy
+        self._by_address[address] = self._by_number[proxy.number] = proxy
         return True
 
     def _house(self, proxy: Proxy) -> bool:
         """Have a worker hold a proxy socket; False if the port is in use. Raises OSError."""
-        leaving = self._closing.get(proxy.port)
+        host, port = self._hosts[proxy.address[0]], proxy.address[1]
+        leaving = self._closing.get(proxy.address)
         member = leaving[1] if leaving else self._roomiest(1, lambda m: len(m.proxies))
         if member is None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         fds = []
         if leaving is None:
             try:
-                fds = [listening_socket(self._host, proxy.port).detach()]
+                fds = [listening_socket(host, port).detach()]
             except OSError as error:
                 if is_taken(error):
                     return False
@@ -234,17 +238,17 @@ class Crew:
         proxy.member = member
         proxy.attempts = 0
         member.proxies.add(proxy.number)
-        member.channel.send(Open(proxy.number, self._host, proxy.port), fds)
+        member.channel.send(Open(proxy.number, host, port), fds)
         return True
 
-    def shut(self, port: int) -> None:
+    def shut(self, address: Address) -> None:
         """As Proxies.shut."""
-        proxy = self._by_port.pop(port)
+        proxy = self._by_address.pop(address)
         del self._by_number[proxy.number]
         if proxy.member is not None:
             # What it accepts until it hears of this is no one's.
-            self._closing[port] = proxy.number, proxy.member
-            self._leaving[proxy.number] = port
+            self._closing[address] = proxy.number, proxy.member
+            self._leaving[proxy.number] = address
             proxy.member.channel.send(Shut(proxy.number))
 
     # --- as Pump
@@ -284,19 +288,19 @@ class Crew:
                 self.ready.set()
 
     def _came(self, message: Accepted, fd: int) -> None:
-        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+        sock = socket.socket(fileno=fd)
         sock.setblocking(False)
         proxy = self._by_number.get(message.number)
         if proxy is None:
             reset(sock)
         else:
-            self._accepted(proxy.port, sock, (message.host, message.port))
+            self._accepted(proxy.address, sock, (message.host, message.port))
 
     def _forget(self, number: int) -> None:
         """A proxy socket that was given up is closed now."""
-        port = self._leaving.pop(number)
-        if self._closing[port][0] == number:
-            del self._closing[port]
+        address = self._leaving.pop(number)
+        if self._closing[address][0] == number:
+            del self._closing[address]
 
     def _missed(self, member: Member, number: int) -> None:
         member.proxies.discard(number)

@@ -18,7 +18,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from gcbpatch.addresses import format_address, is_private
+from gcbpatch.addresses import Address, format_address, is_private
 from gcbpatch.errors import ConfigError
 from gcbpatch.wire.messages import Command
 
@@ -28,14 +28,15 @@ from .datagrams import RECEIVE_BUFFER, DatagramProxies
 from .dispatch import Dispatcher, Identity
 from .drain import Drain
 from .holds import Holds
+from .hosts import Hosts
 from .limits import Held, Limits
 from .lines import Lines
 from .parking import Parking
-from .proxies import Proxies, is_local
+from .proxies import Proxies, bind_host
 from .pump import Pump
 from .registry import Ports, Registry
 from .relay import Relays
-from .server import Complainer, Datagrams, Door, command_sockets, second_socket
+from .server import Complainer, Datagrams, Door, command_sockets, second_sockets
 from .splitting import relay_socket
 
 log = logging.getLogger("brokerd")
@@ -55,8 +56,8 @@ class Daemon:
         self._reread = reread
         keyring = config.keyring()
         claim_secret, first_start = read_or_make_key(config.key_file)
-        udp, relay, tcp, second = _command_sockets(config)
-        self._port: int = tcp.getsockname()[1]
+        pairs, relays, second = _command_sockets(config)
+        self._port: int = pairs[0][1].getsockname()[1]
         self._loop: Any = gevent.get_hub().loop
         self._stop = Event()
         complainer = Complainer()
@@ -65,26 +66,25 @@ class Daemon:
         self._crew: Crew | None = None
         self._proxies: Proxies | Crew
         self._pump: Pump | Crew
-        self._make_hands(config)
+        hosts, binds = Hosts(config.address), {host: bind_host(host) for host in config.address}
+        self._make_hands(config, binds)
         self._relays = Relays(self._loop, self._pump, self._limits)
-        self._datagrams = Datagrams(self._loop, udp, complainer)
+        self._datagrams = Datagrams(self._loop, [udp for udp, _ in pairs], complainer)
         # Under a key that nobody has seen yet there are no claims to wait for.
         quiet_until = now if first_start else now + config.lifetime
         self._registry = Registry(
-            config.address, Ports(*config.proxy_ports), config.lifetime, claim_secret, quiet_until
+            hosts, Ports(*config.proxy_ports), config.lifetime, claim_secret, quiet_until
         )
         self._drain = Drain(config.lifetime)
         self._second = Datagrams(self._loop, second, complainer, only=Command.HELLO)
         identity = Identity(
-            config.address, self._port, os.urandom(8), os.urandom(32), second.getsockname()[1]
+            hosts, self._port, os.urandom(8), os.urandom(32), second[0].getsockname()[1]
         )
         self._dispatcher = Dispatcher(
             identity, keyring, self._limits, self._registry, self._relays, self._datagrams.ask
         )
         self._dispatcher.proxies = self._proxies
-        self._relayed = DatagramProxies(
-            self._loop, relay, config.address, _proxy_host(config.address)
-        )
+        self._relayed = DatagramProxies(self._loop, relays, binds)
         self._dispatcher.datagrams = self._relayed
         self._dispatcher.hear = self._datagrams.hear
         self._holds = self._dispatcher.holds = Holds(self._loop)
@@ -93,22 +93,22 @@ class Daemon:
             self._loop, self._limits, self._dispatcher.park, complainer.complain
         )
         self._door = Door(
-            self._loop, tcp, self._dispatcher, self._relays, self._lines, complainer, self._parking
+            self._loop, [tcp for _, tcp in pairs], self._dispatcher, self._relays, self._lines,
+            complainer, self._parking,
         )
         self._watchers: list[Any] = []
 
-    def _make_hands(self, config: BrokerConfig) -> None:
+    def _make_hands(self, config: BrokerConfig, binds: dict[str, str]) -> None:
         """What holds proxy sockets and pumps: here, or in workers."""
         _more_descriptors()
-        host = _proxy_host(config.address)
         if config.workers > 1:
             self._crew = Crew(
-                self._loop, host, config.workers, self._accepted,
-                lambda port: self._dispatcher.proxy_lost(port),
+                self._loop, binds, config.workers, self._accepted,
+                lambda proxy: self._dispatcher.proxy_lost(proxy),
             )
             self._proxies = self._pump = self._crew
         else:
-            self._proxies = Proxies(self._loop, host, self._accepted)
+            self._proxies = Proxies(self._loop, binds, self._accepted)
             self._pump = Pump(self._loop)
 
     def run(self) -> None:
@@ -128,8 +128,8 @@ class Daemon:
             self._close()
             return
         self._say_what_matters()
-        where = format_address((self._config.address, self._port))
-        print(f"brokerd ready on {where}", flush=True)
+        where = [format_address((host, self._port)) for host in self._config.address]
+        print(f"brokerd ready on {' '.join(where)}", flush=True)
         self._stop.wait()
         self._close()
 
@@ -145,8 +145,8 @@ class Daemon:
         watcher.start(callback)
         self._watchers.append(watcher)
 
-    def _accepted(self, port: int, sock: Any, peer: tuple[str, int]) -> None:
-        self._dispatcher.accepted(port, sock, peer, time.monotonic())
+    def _accepted(self, proxy: Address, sock: Any, peer: Address) -> None:
+        self._dispatcher.accepted(proxy, sock, peer, time.monotonic())
 
     def _tick(self) -> None:
         now = time.monotonic()
@@ -191,8 +191,8 @@ class Daemon:
     def _say_what_matters(self) -> None:
         if not self._dispatcher.keyring:
             _say("no tokens are configured: everybody may use this broker (--token-file)")
-        if is_private(self._config.address):
-            _say(f"{self._config.address} is a private address: only hosts that can reach it "
+        for host in filter(is_private, self._config.address):
+            _say(f"{host} is a private address: only hosts that can reach it "
                  "can use this broker (--address)")
 
     def _close(self) -> None:
@@ -219,17 +219,13 @@ def _say(text: str) -> None:
 
 def _command_sockets(config: BrokerConfig) -> Any:
     try:
-        udp, tcp = command_sockets(config.port)
-        return udp, relay_socket(udp, RECEIVE_BUFFER), tcp, second_socket(tcp.getsockname()[1])
+        pairs = command_sockets(config.port, config.address)
+        second = second_sockets(pairs[0][1].getsockname()[1], config.address)
+        return pairs, [relay_socket(udp, RECEIVE_BUFFER) for udp, _ in pairs], second
     except OSError as error:
         raise ConfigError(
             f"--port: {config.port} cannot be had: {error.strerror}; a free port would be right"
         ) from error
-
-
-def _proxy_host(address: str) -> str:
-    """Return what proxy sockets bind to: all addresses, if others do not know us by our own."""
-    return address if is_local(address) else "0.0.0.0"
 
 
 def _more_descriptors() -> None:

@@ -1,7 +1,7 @@
 """UDP proxy sockets, and the relay between them and the programs that they stand for.
 
-All programs' datagrams come to one socket, the relay's, which shares the command port: the
-kernel tells data from commands by the first bit (relay_socket). Each listener has a proxy
+All programs' datagrams come to the relay's socket, one for each family, which shares the command
+port: the kernel tells data from commands by the first bit (relay_socket). Each listener has a proxy
 socket of its own, which its peers send to. A header names the peer (gcbpatch.wire.datagrams),
 so there is no table of peers; what is remembered of them is bounded and only saves time.
 
@@ -16,17 +16,26 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-import struct
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gcbpatch.addresses import Address, is_loopback, is_multicast, is_wildcard
+from gcbpatch.addresses import (
+    Address,
+    family_of,
+    is_link_local,
+    is_loopback,
+    is_multicast,
+    is_wildcard,
+    unmapped,
+)
 from gcbpatch.errors import RemoteProtocolError
 from gcbpatch.wire import datagrams
-from gcbpatch.wire.datagrams import MOST_HEADER, MOST_PAYLOAD, WHOLE_4, Parts
+from gcbpatch.wire.datagrams import MOST_HEADER, MOST_PAYLOAD, WHOLE_4, WHOLE_6, Parts
 
+from . import arrival
 from .limits import Meter
-from .proxies import is_local, is_taken
+from .proxies import is_local, is_taken, new_socket
 from .refusals import refused_peers, tell_of_refusals
 
 log = logging.getLogger("brokerd")
@@ -42,15 +51,9 @@ MOST_JOINING = 64
 """Listeners of which parts of datagrams wait for the others, MOST_PARTS each."""
 MOST_PARTS = 4
 
-# Linux's numbers, which the socket module of Python 3.11 does not name.
-_IP_PKTINFO = 8
-_PKTINFO = struct.Struct("@i4s4s")
-
 _BROKEN = (errno.EBADF, errno.ENOTSOCK, errno.EINVAL)
-_WHOLE_4_SIZE = datagrams.HEADER_4
+_WHOLE_SIZES = {WHOLE_4: datagrams.HEADER_4, WHOLE_6: datagrams.HEADER_6}
 _NOBODY: Address = ("", 0)
-
-Control = list[tuple[int, int, bytes]]
 
 
 class Proxy:
@@ -59,14 +62,19 @@ class Proxy:
     ``until`` is when the program has to have said FLOW again.
     """
 
-    __slots__ = ("header", "meter", "number", "parts", "sock", "until", "via", "watcher", "where")
+    __slots__ = (
+        "family", "header", "meter", "number", "parts", "relay", "sock", "until", "via", "watcher",
+        "where",
+    )
 
     def __init__(self, sock: socket.socket, name: Address, watcher: Any) -> None:
         self.sock = sock
+        self.family = family_of(name[0])
         self.header = datagrams.whole(name)
+        self.relay: socket.socket | None = None
         self.watcher = watcher
         self.where: Address | None = None
-        self.via: Control = []
+        self.via: arrival.Ancillary = []
         self.until = 0.0
         self.meter: Meter | None = None
         self.parts: Parts | None = None
@@ -74,16 +82,17 @@ class Proxy:
 
 
 class DatagramProxies:
-    """All UDP proxy sockets, by port, and the relay's socket."""
+    """All UDP proxy sockets, by their addresses, and the relay's sockets."""
 
-    def __init__(self, loop: Any, relay: socket.socket, host: str, bind_host: str) -> None:
-        """``host`` is that of proxy addresses, ``bind_host`` what their sockets are bound to."""
+    def __init__(
+        self, loop: Any, relays: Sequence[socket.socket], hosts: Mapping[str, str]
+    ) -> None:
+        """``hosts`` are those of proxy addresses, with what their sockets are bound to."""
         self._loop = loop
-        self._relay = relay
-        self._host = host
-        self._bind_host = bind_host
-        self._command_port: int = relay.getsockname()[1]
-        self._proxies: dict[int, Proxy] = {}
+        self._relays = {6 if one.family == socket.AF_INET6 else 4: one for one in relays}
+        self._hosts = hosts
+        self._command_port: int = relays[0].getsockname()[1]
+        self._proxies: dict[Address, Proxy] = {}
         self._flows: dict[Address, Proxy] = {}
         self._peers: dict[bytes, Address] = {}
         self._headers: dict[Address, bytes] = {}
@@ -92,44 +101,47 @@ class DatagramProxies:
         self._room = bytearray(MOST_HEADER + 65536)
         self._view = memoryview(self._room)
         self._payload = self._view[MOST_HEADER:]
-        self._watcher = loop.io(relay.fileno(), 1)
-        self._watcher.start(self._from_programs)
+        self._watchers = [(loop.io(relay.fileno(), 1), relay) for relay in relays]
+        for watcher, relay in self._watchers:
+            watcher.start(self._from_programs, relay)
 
     def __len__(self) -> int:
         return len(self._proxies)
 
-    def open(self, port: int) -> bool:
-        """Open a proxy socket; False if the port is in use or not for this user.
+    def open(self, address: Address) -> bool:
+        """Open the socket of a proxy address; False if its port is in use or not for this user.
 
         Raises OSError for everything else, such as no descriptors.
         """
         try:
-            sock = _proxy_socket(self._bind_host, port)
+            sock = _proxy_socket(self._hosts[address[0]], address[1])
         except OSError as error:
             if is_taken(error):
                 return False
             raise
-        proxy = Proxy(sock, (self._host, port), self._loop.io(sock.fileno(), 1))
-        self._proxies[port] = proxy
+        proxy = Proxy(sock, address, self._loop.io(sock.fileno(), 1))
+        self._proxies[address] = proxy
         proxy.watcher.start(self._from_peers, proxy)
         return True
 
-    def shut(self, port: int) -> None:
-        """Close the proxy socket on a port: from now on the kernel refuses its peers."""
+    def shut(self, address: Address) -> None:
+        """Close the socket of a proxy address: from now on the kernel refuses its peers."""
         self._catch_up()
-        proxy = self._proxies.pop(port)
+        proxy = self._proxies.pop(address)
         self._leave(proxy)
         self._joining.pop(proxy, None)
         proxy.watcher.stop()
         proxy.watcher.close()
         proxy.sock.close()
 
-    def flow(self, port: int, where: Address, via: str, meter: Meter, until: float) -> None:
-        """The program of the listener at ``port`` is at ``where``, which has been proved.
+    def flow(
+        self, address: Address, where: Address, via: str, meter: Meter, until: float
+    ) -> None:
+        """The program of the listener at ``address`` is at ``where``, which has been proved.
 
         It has spoken to ``via``, a host of this broker's, and hears from there.
         """
-        proxy = self._proxies[port]
+        proxy = self._proxies[address]
         former = self._flows.get(where)
         if former is not proxy:
             self._leave(proxy)
@@ -137,13 +149,15 @@ class DatagramProxies:
                 self._leave(former)
             self._flows[where] = proxy
         proxy.where, proxy.until, proxy.meter = where, until, meter
-        info = _PKTINFO.pack(0, socket.inet_aton(via), bytes(4))
-        proxy.via = [(socket.IPPROTO_IP, _IP_PKTINFO, info)]
+        proxy.via = arrival.leaving_from(via)
+        proxy.relay = self._relays[family_of(where[0])]
 
     def is_ours(self, address: Address) -> bool:
         """Return whether an address is a proxy socket's: no program is there."""
         host, port = address
-        return port in self._proxies and (host == self._host or is_local(host))
+        if address in self._proxies:
+            return True
+        return is_local(host) and any(port == other for _, other in self._proxies)
 
     def tick(self, now: float) -> None:
         """Forget flows and parts that are over, and listen again to what had its limit."""
@@ -158,17 +172,19 @@ class DatagramProxies:
 
     def close(self) -> None:
         """Close all."""
-        for port in list(self._proxies):
-            self.shut(port)
-        self._watcher.stop()
-        self._watcher.close()
-        self._relay.close()
+        for address in list(self._proxies):
+            self.shut(address)
+        for watcher, relay in self._watchers:
+            watcher.stop()
+            watcher.close()
+            relay.close()
 
     def _catch_up(self) -> None:
         """Relay what programs have sent already: a command must not overtake it."""
-        for _ in range(MOST_BATCHES):
-            if not self._from_programs():
-                return
+        for relay in self._relays.values():
+            for _ in range(MOST_BATCHES):
+                if not self._from_programs(relay):
+                    break
 
     def _leave(self, proxy: Proxy) -> None:
         if proxy.where is not None:
@@ -197,7 +213,7 @@ class DatagramProxies:
                     return
                 continue
             if proxy.where is not None:
-                self._to_program(proxy, self._header_of(peer), size)
+                self._to_program(proxy, self._header_of(peer[:2]), size)
 
     def _header_of(self, peer: Address) -> bytes:
         header = self._headers.get(peer)
@@ -226,16 +242,17 @@ class DatagramProxies:
 
     def _send(self, proxy: Proxy, buffers: list[Any]) -> None:
         try:
-            self._relay.sendmsg(buffers, proxy.via, 0, proxy.where)
+            assert proxy.relay is not None
+            proxy.relay.sendmsg(buffers, proxy.via, 0, proxy.where)
         except OSError as error:
             log.debug("datagram to %s:%d lost: %s", *(proxy.where or _NOBODY), error.strerror)
 
     # --- from programs to peers
 
-    def _from_programs(self) -> bool:
+    def _from_programs(self, relay: socket.socket) -> bool:
         """Relay a batch; return whether there may be more."""
         now = time.monotonic()
-        receive, payload = self._relay.recvfrom_into, self._payload
+        receive, payload = relay.recvfrom_into, self._payload
         for _ in range(BATCH):
             try:
                 size, source = receive(payload)
@@ -244,18 +261,19 @@ class DatagramProxies:
             except OSError as error:
                 log.error("receiving relayed datagrams: %s", error.strerror)
                 return False
-            proxy = self._flows.get(source)
+            proxy = self._flows.get(source[:2])
             if proxy is None or proxy.meter is None or not proxy.meter.has_room(now):
                 continue
-            if size >= _WHOLE_4_SIZE and payload[0] == WHOLE_4:
-                peer = self._peer_of(bytes(payload[:_WHOLE_4_SIZE]))
-                self._to_peer(proxy, peer, payload[_WHOLE_4_SIZE:size])
+            head = _WHOLE_SIZES.get(payload[0]) if size else None
+            if head is not None and size >= head:
+                peer = self._peer_of(bytes(payload[:head]))
+                self._to_peer(proxy, peer, payload[head:size])
             else:
                 self._unusual(proxy, payload[:size], now)
         return True
 
     def _peer_of(self, header: bytes) -> Address:
-        """Return the peer in a header of IPv4; nobody if it names none that may be sent to."""
+        """Return the peer in a whole header; nobody if it names none that may be sent to."""
         peer = self._peers.get(header)
         if peer is None:
             if len(self._peers) >= MOST_REMEMBERED:
@@ -276,14 +294,16 @@ class DatagramProxies:
         Not to many at once, nor to the services on this host's loopback, and not to the
         relay: a proxy socket that passed for a program would have datagrams go round for ever.
         """
-        if ":" in host or is_multicast(host) or is_wildcard(host) or host.startswith("0."):
+        if is_multicast(host) or is_wildcard(host) or host.startswith("0."):
             return False
-        if is_loopback(host) and not is_loopback(self._host):
+        if is_link_local(host) or unmapped(host) != host:
             return False
-        return port != self._command_port or not (host == self._host or is_local(host))
+        if is_loopback(host) and not any(is_loopback(ours) for ours in self._hosts):
+            return False
+        return port != self._command_port or not (host in self._hosts or is_local(host))
 
     def _unusual(self, proxy: Proxy, data: memoryview, now: float) -> None:
-        """Relay what is no whole datagram for IPv4: parts, or nothing that we know."""
+        """Relay what is no whole datagram: parts, or nothing that we know."""
         try:
             header = datagrams.parse(data)
         except RemoteProtocolError:
@@ -313,10 +333,10 @@ class DatagramProxies:
         assert proxy.meter is not None
         proxy.meter.spend(len(payload))
         host, port = peer
-        if not port:
+        if not port or family_of(host) != proxy.family:
             return
-        if host == self._host:
-            other = self._proxies.get(port)
+        if host in self._hosts:
+            other = self._proxies.get(peer)
             if other is not None:
                 self._across(proxy, other, payload)
                 return
@@ -362,7 +382,7 @@ class DatagramProxies:
 
 
 def _proxy_socket(host: str, port: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock = new_socket(host, socket.SOCK_DGRAM)
     try:
         tell_of_refusals(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)

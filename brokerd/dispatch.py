@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gcbpatch.addresses import Address
+from gcbpatch.addresses import Address, canonical, format_address
 from gcbpatch.errors import RemoteProtocolError, Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Key, Keyring
@@ -56,6 +56,7 @@ from .arrange import Side, arrange, network_of
 from .cards import Cards
 from .datagrams import DatagramProxies
 from .holds import Holds
+from .hosts import Hosts
 from .limits import Held, Limits
 from .probes import Probes
 from .proxies import ProxySockets
@@ -92,9 +93,9 @@ SendQuestion = Callable[[Question, Callable[[Status], None], float], Callable[[]
 
 @dataclass(frozen=True)
 class Identity:
-    """What this incarnation of the broker is: new at every start, but for the host."""
+    """What this incarnation of the broker is: new at every start, but for the hosts."""
 
-    host: str
+    hosts: Hosts
     port: int
     epoch: bytes
     cookie_secret: bytes
@@ -148,7 +149,7 @@ class Dispatcher:
             Command.CONNECT: self._connect,
             Command.PROBE: self._probe,
             Command.FLOW: self._flow,
-            Command.INTRODUCE: Cards(identity.host, registry, self._question).introduce,
+            Command.INTRODUCE: Cards(identity.hosts, registry, self._question).introduce,
         }
 
     # --- datagrams
@@ -207,8 +208,8 @@ class Dispatcher:
             reply = self._commands[frame.command](message, sender, now)
         except Refusal as refusal:
             log.info(
-                "%s from %s:%d refused with %s: %s",
-                Command(frame.command).name, *sender.address, refusal.status.name, refusal,
+                "%s from %s refused with %s: %s", Command(frame.command).name,
+                format_address(sender.address), refusal.status.name, refusal,
             )
             return auth.reply_to(frame, sender.key, refusal.status)
         body = None if isinstance(reply, Nothing) else reply
@@ -224,9 +225,10 @@ class Dispatcher:
             cookie,
             Endpoint.of(address),
             self._identity.port,
-            self._identity.host,
+            self._identity.hosts.like(address[0]),
             min(self._limits.free(Held.PROXIES), self._registry.free),
             self._identity.second,
+            self._identity.hosts.other(address[0]),
         )
         reply = auth.reply_to(frame, key, Status.SUCCESS, message)
         if len(reply) > frame.size:
@@ -243,7 +245,8 @@ class Dispatcher:
         if self.keyring:
             # A token is nothing to show to strangers: who asks has none, and is an ordinary one.
             return auth.reply_to(frame, None, Status.NOT_AUTHORIZED)
-        if self._registry.at(asked.protocol, (self._identity.host, asked.port)) is None:
+        proxy = self._identity.hosts.like(address[0]), asked.port
+        if self._registry.at(asked.protocol, proxy) is None:
             return auth.reply_to(frame, None, Status.UNKNOWN)
         if self.holds is not None and asked.protocol == TCP:
             self.holds.expected.add((address[0], asked.port), now)
@@ -256,13 +259,14 @@ class Dispatcher:
         try:
             listener = self._registry.register(
                 asked, sender, now, dice,
-                lambda port: self._open_proxy(asked.protocol, port, sender.key),
+                lambda proxy: self._open_proxy(asked.protocol, proxy, sender.key),
             )
         except OSError as error:
             raise Refusal(
                 Status.NO_RESOURCES, f"no proxy socket can be opened: {error.strerror}"
             ) from error
-        log.info("registered %s:%d for %s:%d", *listener.proxy, *sender.address)
+        log.info("registered %s for %s",
+                 format_address(listener.proxy), format_address(sender.address))
         return RegisterReply(
             Endpoint.of(listener.proxy),
             self._registry.claim_of(listener),
@@ -270,9 +274,9 @@ class Dispatcher:
             self._identity.port if listener.protocol == UDP else 0,
         )
 
-    def _open_proxy(self, protocol: int, port: int, key: Key | None) -> bool:
+    def _open_proxy(self, protocol: int, proxy: Address, key: Key | None) -> bool:
         self._limits.check(Held.PROXIES, key)
-        if not self._proxies_of(protocol).open(port):
+        if not self._proxies_of(protocol).open(proxy):
             return False
         self._limits.take(Held.PROXIES, key)
         return True
@@ -286,8 +290,8 @@ class Dispatcher:
         moved = self._registry.moved(asked, sender)
         lifetime, lost = self._registry.refresh(asked, sender, now)
         for proxy in moved:
-            log.info("calls for %s:%d go to %s:%d%s", *proxy, *sender.address,
-                     " by TCP" if sender.line else "")
+            log.info("calls for %s go to %s%s", format_address(proxy),
+                     format_address(sender.address), " by TCP" if sender.line else "")
         return RefreshReply(
             self._identity.epoch,
             auth.cookie(self._identity.cookie_secret, _whom(sender.address, sender.line), now),
@@ -299,12 +303,13 @@ class Dispatcher:
 
     def _unregister(self, asked: Unregister, sender: Sender, now: float) -> Nothing:
         listener = self._registry.unregister(asked.client, asked.listener, sender)
-        log.info("unregistered %s:%d", *listener.proxy)
+        log.info("unregistered %s", format_address(listener.proxy))
         self._close_proxy(listener)
         return Nothing()
 
     def _connect(self, asked: Connect, sender: Sender, now: float) -> ConnectReply:
-        listener = self._registry.at(asked.protocol, asked.target.address)
+        target = canonical(asked.target.host), asked.target.port
+        listener = self._registry.at(asked.protocol, target)
         if listener is None or listener.protocol != TCP:
             raise Refusal(Status.UNKNOWN, "no such proxy address here")
         connecting = Side(sender.address, tuple(asked.local), asked.network)
@@ -335,7 +340,7 @@ class Dispatcher:
         if self.datagrams.is_ours(sender.address):
             raise Refusal(Status.NOT_AUTHORIZED, "no program has a proxy address for its port")
         self.datagrams.flow(
-            listener.proxy[1],
+            listener.proxy,
             sender.address,
             sender.via,
             self._limits.meter(sender.key),
@@ -364,17 +369,17 @@ class Dispatcher:
 
     # --- what happens without a command
 
-    def accepted(self, port: int, sock: socket.socket, peer: Address, now: float) -> None:
+    def accepted(self, proxy: Address, sock: socket.socket, peer: Address, now: float) -> None:
         """An ordinary connection came to a proxy socket: call its listener, if it stays one."""
         # The question was sent before the connection was begun, but sockets are read in any order.
         self.hear()
-        if self.holds is not None and self.holds.expected.take((peer[0], port), now):
-            self.holds.hold(sock, lambda: self._stays(port, sock, peer, time.monotonic()))
+        if self.holds is not None and self.holds.expected.take((peer[0], proxy[1]), now):
+            self.holds.hold(sock, lambda: self._stays(proxy, sock, peer, time.monotonic()))
         else:
-            self._stays(port, sock, peer, now)
+            self._stays(proxy, sock, peer, now)
 
-    def _stays(self, port: int, sock: socket.socket, peer: Address, now: float) -> None:
-        listener = self._registry.at(TCP, (self._identity.host, port))
+    def _stays(self, proxy: Address, sock: socket.socket, peer: Address, now: float) -> None:
+        listener = self._registry.at(TCP, proxy)
         if listener is None:
             reset(sock)
             return
@@ -383,30 +388,31 @@ class Dispatcher:
                 os.urandom(8), os.urandom(16), listener.sender.key, now, ordinary=sock
             )
         except Refusal as refusal:
-            log.info("connection from %s:%d to port %d reset: %s", *peer, port, refusal)
+            log.info("connection from %s to %s reset: %s",
+                     format_address(peer), format_address(proxy), refusal)
             reset(sock)
             return
         self._call(listener, rendezvous, peer, False, RELAY_ONLY, now)
 
-    def proxy_lost(self, port: int) -> None:
+    def proxy_lost(self, proxy: Address) -> None:
         """A proxy socket is gone for good: its listener learns it at its next heartbeat."""
-        listener = self._registry.at(TCP, (self._identity.host, port))
+        listener = self._registry.at(TCP, proxy)
         if listener is not None:
-            log.error("the proxy socket at %s:%d is lost", *listener.proxy)
+            log.error("the proxy socket at %s is lost", format_address(proxy))
             self._registry.unregister(listener.client, listener.id, listener.sender)
             self._close_proxy(listener)
 
     def expire(self, now: float) -> None:
         """Forget the listeners whose lifetime is over."""
         for listener in self._registry.expire(now):
-            log.info("listener at %s:%d expired", *listener.proxy)
+            log.info("listener at %s expired", format_address(listener.proxy))
             self._close_proxy(listener)
         for answers in self._answers.values():
             answers.expire(now)
         self.probes.expire(now)
 
     def _close_proxy(self, listener: Listener) -> None:
-        self._proxies_of(listener.protocol).shut(listener.proxy[1])
+        self._proxies_of(listener.protocol).shut(listener.proxy)
         self._limits.give(Held.PROXIES, listener.sender.key)
 
     def _call(
@@ -423,7 +429,7 @@ class Dispatcher:
             listener.nonce,
             rendezvous.name,
             rendezvous.secret,
-            Endpoint.of(peer),
+            Endpoint.of(self._identity.hosts.shown(peer, listener.proxy[0])),
             commit,
             paths,
         )

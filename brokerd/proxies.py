@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from gcbpatch.addresses import Address
@@ -43,7 +43,7 @@ class Acceptor:
             for _ in range(ACCEPTS):
                 sock, peer = self._sock.accept()
                 sock.setblocking(False)
-                self._accepted(sock, peer)
+                self._accepted(sock, peer[:2])
         except BlockingIOError:
             return
         except OSError as error:
@@ -68,8 +68,8 @@ class Acceptor:
 
 
 def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a non-blocking listening socket; raises OSError."""
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    """Return a non-blocking listening socket of the host's family alone; raises OSError."""
+    sock = new_socket(host, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
@@ -85,62 +85,84 @@ def is_taken(error: OSError) -> bool:
     return error.errno in _TAKEN
 
 
+def new_socket(host: str, kind: int) -> socket.socket:
+    """Return a non-blocking socket of the family of ``host``, and of no other; raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, kind | socket.SOCK_NONBLOCK)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock
+
+
 def is_local(host: str) -> bool:
     """Return whether this machine has the address ``host``."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        try:
+    try:
+        with new_socket(host, socket.SOCK_DGRAM) as sock:
             sock.bind((host, 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
+
+
+def bind_host(host: str) -> str:
+    """Return what proxy sockets bind to: all addresses, if others do not know us by our own."""
+    if is_local(host):
+        return host
+    return "::" if ":" in host else "0.0.0.0"
 
 
 class ProxySockets(Protocol):
     """Whatever holds proxy sockets: Proxies, or the workers."""
 
-    def open(self, port: int) -> bool:
+    def open(self, proxy: Address) -> bool:
         """As Proxies.open."""
 
-    def shut(self, port: int) -> None:
+    def shut(self, proxy: Address) -> None:
         """As Proxies.shut."""
 
 
 class Proxies:
-    """All proxy sockets, by port."""
+    """All proxy sockets, by their addresses."""
 
     def __init__(
-        self, loop: Any, host: str, accepted: Callable[[int, socket.socket, Address], None]
+        self,
+        loop: Any,
+        hosts: Mapping[str, str],
+        accepted: Callable[[Address, socket.socket, Address], None],
     ) -> None:
-        """``accepted(port, connection, peer)`` is called for every ordinary connection."""
+        """``accepted(proxy, connection, peer)`` is called for every ordinary connection.
+
+        ``hosts`` tells what the sockets of a host's proxy addresses are bound to.
+        """
         self._loop = loop
-        self._host = host
+        self._hosts = hosts
         self._accepted = accepted
-        self._acceptors: dict[int, Acceptor] = {}
+        self._acceptors: dict[Address, Acceptor] = {}
 
     def __len__(self) -> int:
         return len(self._acceptors)
 
-    def open(self, port: int) -> bool:
-        """Open a proxy socket; False if the port is in use or not for this user.
+    def open(self, proxy: Address) -> bool:
+        """Open the socket of a proxy address; False if its port is in use or not for this user.
 
         Raises OSError for everything else, such as no descriptors.
         """
         try:
-            sock = listening_socket(self._host, port)
+            sock = listening_socket(self._hosts[proxy[0]], proxy[1])
         except OSError as error:
             if is_taken(error):
                 return False
             raise
-        self._acceptors[port] = Acceptor(
-            self._loop, sock, lambda conn, peer: self._accepted(port, conn, peer)
+        self._acceptors[proxy] = Acceptor(
+            self._loop, sock, lambda conn, peer: self._accepted(proxy, conn, peer)
         )
         return True
 
-    def shut(self, port: int) -> None:
-        """Close the proxy socket on a port; connections accepted from it live on."""
-        self._acceptors.pop(port).close()
+    def shut(self, proxy: Address) -> None:
+        """Close the socket of a proxy address; connections accepted from it live on."""
+        self._acceptors.pop(proxy).close()
 
     def close(self) -> None:
         """Close all."""
-        for port in list(self._acceptors):
-            self.shut(port)
+        for proxy in list(self._acceptors):
+            self.shut(proxy)

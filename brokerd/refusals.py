@@ -14,16 +14,19 @@ from collections.abc import Iterator
 
 from gcbpatch.addresses import Address
 
-# Linux's number, which the socket module of Python 3.11 does not name.
-_IP_RECVERR = 11
+# Linux's numbers, which the socket module of Python 3.11 does not name.
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
 _EXTENDED_ERROR = struct.Struct("=IBBBBII")
-_BY_ICMP = 2
+_BY_ICMP = {(socket.IPPROTO_IP, _IP_RECVERR): 2, (socket.IPPROTO_IPV6, _IPV6_RECVERR): 3}
 _ROOM = 512
 
 
 def tell_of_refusals(sock: socket.socket) -> None:
     """Have the kernel keep what ICMP says to this socket's datagrams."""
-    sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
 
 
 def refused_peers(sock: socket.socket) -> Iterator[Address]:
@@ -43,7 +46,8 @@ def refused_peers(sock: socket.socket) -> Iterator[Address]:
 
 def _is_refusal(message: tuple[int, int, bytes]) -> bool:
     level, kind, data = message
-    if (level, kind) != (socket.IPPROTO_IP, _IP_RECVERR) or len(data) < _EXTENDED_ERROR.size:
+    by_icmp = _BY_ICMP.get((level, kind))
+    if by_icmp is None or len(data) < _EXTENDED_ERROR.size:
         return False
     number, origin, *_ = _EXTENDED_ERROR.unpack_from(data)
-    return bool(number == errno.ECONNREFUSED and origin == _BY_ICMP)
+    return bool(number == errno.ECONNREFUSED and origin == by_icmp)

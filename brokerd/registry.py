@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from gcbpatch.addresses import Address
+from gcbpatch.addresses import ANY, Address, family_of
 from gcbpatch.errors import GcbError, Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Key
 from gcbpatch.wire.messages import Endpoint, Refresh, Register
+
+from .hosts import Hosts
 
 LOWEST_WISH = 1024
 MOST_ATTEMPTS = 256
@@ -34,8 +36,8 @@ MOST_ATTEMPTS = 256
 MOST_IDLE = 1024
 """Entries of the queue that may be of listeners long gone, beside one for each that is there."""
 
-OpenPort = Callable[[int], bool]
-"""Opens the proxy socket on a port; False if that port is in use or not allowed."""
+OpenProxy = Callable[[Address], bool]
+"""Opens the socket of a proxy address; False if its port is in use or not allowed."""
 
 Name = tuple[bytes, bytes]
 """Client id and listener id."""
@@ -124,11 +126,11 @@ class Registry:
     """All listeners of this broker."""
 
     def __init__(
-        self, host: str, ports: Ports, longest: int, claim_secret: bytes, quiet_until: float
+        self, hosts: Hosts, ports: Ports, longest: int, claim_secret: bytes, quiet_until: float
     ) -> None:
         """``longest`` is the greatest lifetime; until ``quiet_until`` claims come first."""
         self.longest = longest
-        self._host = host
+        self._hosts = hosts
         self._ports = ports
         self._claim_secret = claim_secret
         self._quiet_until = quiet_until
@@ -144,19 +146,21 @@ class Registry:
     @property
     def free(self) -> int:
         """How many ports of the range can be had, as far as is known here."""
-        return 0 if self.draining else max(0, self._ports.size - len(self._listeners))
+        size = self._ports.size * len(self._hosts.all)
+        return 0 if self.draining else max(0, size - len(self._listeners))
 
     def register(
-        self, asked: Register, sender: Sender, now: float, dice: int, open_port: OpenPort
+        self, asked: Register, sender: Sender, now: float, dice: int, open_proxy: OpenProxy
     ) -> Listener:
         """Enter a listener, or refresh it if it is there; return it.
 
         Raises Refusal: NOT_AUTHORIZED if it is another token's, NO_RESOURCES if there is
-        no port, or nothing new is taken; and whatever ``open_port`` raises.
+        no port, or nothing new is taken, CANNOT_PROVIDE_EXTERNAL if there is no host of the
+        family that it takes; and whatever ``open_proxy`` raises.
         """
         listener = self._own((asked.client, asked.listener), sender)
         if listener is None:
-            listener = self._enter(asked, sender, now, dice, open_port)
+            listener = self._enter(asked, sender, now, dice, open_proxy)
         listener.nonce = asked.nonce
         listener.local = tuple(asked.local)
         listener.network = asked.network
@@ -245,35 +249,36 @@ class Registry:
         heappush(self._queue, (listener.queued, listener.name))
 
     def _enter(
-        self, asked: Register, sender: Sender, now: float, dice: int, open_port: OpenPort
+        self, asked: Register, sender: Sender, now: float, dice: int, open_proxy: OpenProxy
     ) -> Listener:
         claimed = self._claimed(asked)
-        port = claimed if self._take_over(asked, sender, claimed) else None
-        if port is None:
+        proxy = claimed if self._take_over(asked, sender, claimed) else None
+        if proxy is None:
             if self.draining:
                 raise Refusal(Status.NO_RESOURCES, "this broker is draining")
-            port = self._find_port(asked, claimed, now, dice, open_port)
-        proxy = (self._host, port)
+            proxy = self._find_proxy(asked, claimed, now, dice, open_proxy)
         listener = Listener(asked.client, asked.listener, asked.protocol, proxy, sender)
         self._listeners[listener.name] = listener
         self._by_proxy[asked.protocol, proxy] = listener
         return listener
 
-    def _claimed(self, asked: Register) -> int | None:
-        """Return the port that the request has a right to; a claim that does not hold is none."""
-        if asked.proxy is None or asked.proxy.host != self._host:
+    def _claimed(self, asked: Register) -> Address | None:
+        """Return what the request has a right to; a claim that does not hold is none."""
+        if asked.proxy is None or asked.proxy.host not in self._hosts.all:
+            return None
+        if asked.family not in (ANY, family_of(asked.proxy.host)):
             return None
         right = auth.claim(
             self._claim_secret, asked.client, asked.protocol, asked.proxy.address
         )
-        return asked.proxy.port if hmac.compare_digest(right, asked.claim) else None
+        return asked.proxy.address if hmac.compare_digest(right, asked.claim) else None
 
-    def _take_over(self, asked: Register, sender: Sender, claimed: int | None) -> bool:
+    def _take_over(self, asked: Register, sender: Sender, claimed: Address | None) -> bool:
         """Give a claimed address, socket and all, from one listener of a client to its next.
 
         A client whose agent died registers again under new names before the old are gone.
         """
-        holder = self.at(asked.protocol, (self._host, claimed)) if claimed else None
+        holder = self.at(asked.protocol, claimed) if claimed else None
         if holder is None or holder.client != asked.client:
             return False
         if not _same_token(holder.sender, sender):
@@ -281,20 +286,26 @@ class Registry:
         self._remove(holder)
         return True
 
-    def _find_port(
+    def _find_proxy(
         self,
         asked: Register,
-        claimed: int | None,
+        claimed: Address | None,
         now: float,
         dice: int,
-        open_port: OpenPort,
-    ) -> int:
+        open_proxy: OpenProxy,
+    ) -> Address:
+        host = claimed[0] if claimed else self._hosts.of(asked.family)
+        if host is None:
+            raise Refusal(
+                Status.CANNOT_PROVIDE_EXTERNAL, f"no proxy addresses of IPv{asked.family} here"
+            )
         attempts = 0
-        for port in self._candidates(asked.wished, claimed, now, dice):
-            if (asked.protocol, (self._host, port)) in self._by_proxy:
+        for port in self._candidates(asked.wished, claimed and claimed[1], now, dice):
+            proxy = host, port
+            if (asked.protocol, proxy) in self._by_proxy:
                 continue
-            if open_port(port):
-                return port
+            if open_proxy(proxy):
+                return proxy
             attempts += 1
             if attempts == MOST_ATTEMPTS:
                 break

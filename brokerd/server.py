@@ -11,13 +11,12 @@ from __future__ import annotations
 import errno
 import logging
 import socket
-import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from gcbpatch.addresses import Address, format_address
+from gcbpatch.addresses import Address, family_of, format_address
 from gcbpatch.errors import GcbError, RemoteProtocolError, Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.codec import (
@@ -36,11 +35,12 @@ from gcbpatch.wire.messages import Command, Join
 from gcbpatch.wire.session import FrameReader
 from gcbpatch.wire.transaction import FIRST_INTERVAL, Requester, transaction_of
 
+from . import arrival
 from .dispatch import Dispatcher, Question
 from .limits import Complaints
 from .lines import Line, Lines
 from .parking import Parking
-from .proxies import Acceptor
+from .proxies import Acceptor, new_socket
 from .registry import Refusal, Sender
 from .relay import Relays, say_and_close
 
@@ -55,11 +55,6 @@ JOIN_PATIENCE = 10.0
 """Seconds from accept to a whole first frame."""
 MOST_JOINING = 1024
 """Connections without a whole first frame; with one more the oldest is closed."""
-
-# Linux's number, which the socket module of Python 3.11 does not name.
-_IP_PKTINFO = 8
-_PKTINFO = struct.Struct("@i4s4s")
-_ANCILLARY = socket.CMSG_SPACE(_PKTINFO.size)
 
 
 class Complainer:
@@ -101,23 +96,27 @@ class Datagrams:
     def __init__(
         self,
         loop: Any,
-        sock: socket.socket,
+        socks: Sequence[socket.socket],
         complainer: Complainer,
         only: Command | None = None,
     ) -> None:
-        """``only`` is the one command that is taken; None takes all."""
+        """``socks`` are of one port, one for each family.
+
+        ``only`` is the one command that is taken; None takes all.
+        """
         self._only = only
         self.dispatcher: Dispatcher | None = None
-        self._sock = sock
+        self._socks = {6 if sock.family == socket.AF_INET6 else 4: sock for sock in socks}
         self._complainer = complainer
         self._requester = Requester()
         self._asked: dict[int, _Asked] = {}
-        self._watcher = loop.io(sock.fileno(), 1)
+        self._watchers = [(loop.io(sock.fileno(), 1), sock) for sock in socks]
 
     def start(self, dispatcher: Dispatcher) -> None:
         """Begin to answer."""
         self.dispatcher = dispatcher
-        self._watcher.start(self.hear)
+        for watcher, sock in self._watchers:
+            watcher.start(self._hear, sock)
 
     def ask(
         self, question: Question, done: Callable[[Status], None], now: float
@@ -149,9 +148,10 @@ class Datagrams:
 
     def close(self) -> None:
         """Stop; what is being asked is given up."""
-        self._watcher.stop()
-        self._watcher.close()
-        self._sock.close()
+        for watcher, sock in self._watchers:
+            watcher.stop()
+            watcher.close()
+            sock.close()
 
     def _say_again(self, asked: _Asked) -> None:
         """Ask where the client is now; on a line nothing is said twice."""
@@ -172,16 +172,20 @@ class Datagrams:
 
     def hear(self) -> None:
         """Answer what has come."""
+        for _, sock in self._watchers:
+            self._hear(sock)
+
+    def _hear(self, sock: socket.socket) -> None:
         now = time.monotonic()
         for _ in range(DATAGRAMS):
             try:
-                data, ancillary, _, peer = self._sock.recvmsg(DATAGRAM_SIZE, _ANCILLARY)
+                data, ancillary, _, peer = sock.recvmsg(DATAGRAM_SIZE, arrival.ROOM)
             except BlockingIOError:
                 return
             except OSError as error:
                 log.error("receiving datagrams: %s", error.strerror)
                 return
-            self._received(data, peer, _destination(ancillary), now)
+            self._received(data, peer[:2], arrival.host_in(ancillary), now)
 
     def _received(self, data: bytes, peer: Address, via: str, now: float) -> None:
         magic = _magic_of(data)
@@ -223,9 +227,9 @@ class Datagrams:
         asked.done(status)
 
     def _send(self, data: bytes, address: Address, via: str) -> None:
-        control = _PKTINFO.pack(0, socket.inet_aton(via), bytes(4))
         try:
-            self._sock.sendmsg([data], [(socket.IPPROTO_IP, _IP_PKTINFO, control)], 0, address)
+            sock = self._socks[family_of(address[0])]
+            sock.sendmsg([data], arrival.leaving_from(via), 0, address)
         except OSError as error:
             # As if lost on the way: whoever asked, asks again.
             log.debug("cannot send to %s: %s", format_address(address), error.strerror)
@@ -237,56 +241,76 @@ def _magic_of(data: bytes) -> bytes:
     return data[:MAGIC_SIZE] if beside and not data.startswith(MAGIC) else b""
 
 
-def _destination(ancillary: list[tuple[int, int, bytes]]) -> str:
-    """Return the host of ours that a datagram was sent to."""
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
-            return socket.inet_ntoa(_PKTINFO.unpack(data[: _PKTINFO.size])[1])
-    return "0.0.0.0"
+Pair = tuple[socket.socket, socket.socket]
+"""A UDP and a listening TCP socket."""
 
 
-def command_sockets(port: int) -> tuple[socket.socket, socket.socket]:
-    """Return the UDP and the listening TCP socket on one port; 0 for any.
+def command_sockets(port: int, hosts: Sequence[str]) -> list[Pair]:
+    """Return the sockets on one port, 0 for any: a pair for the family of each host.
 
     Raises OSError.
     """
     for _ in range(0 if port else ANY_PORT_ATTEMPTS):
         try:
-            return _command_pair(0)
+            return _command_pairs(0, hosts)
         except OSError as error:
-            # The port that TCP was given can be somebody's by UDP.
+            # The port that TCP was given can be somebody's by UDP, or in the other family.
             if error.errno != errno.EADDRINUSE:
                 raise
-    return _command_pair(port)
+    return _command_pairs(port, hosts)
 
 
-def second_socket(command_port: int) -> socket.socket:
-    """Return a UDP socket on the port above the command port; on any if that is in use.
+def second_sockets(command_port: int, hosts: Sequence[str]) -> list[socket.socket]:
+    """Return UDP sockets on the port above the command port, on any if that is in use.
 
-    Raises OSError.
+    One for the family of each host. Raises OSError.
     """
-    last = 65535
-    for port in (min(command_port + 1, last), 0):
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    above = min(command_port + 1, 65535)
+    for port in (above, *[0] * ANY_PORT_ATTEMPTS):
         try:
-            sock.bind(("", port))
-            sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-            return sock
+            return _second_sockets(port, hosts)
         except OSError as error:
-            sock.close()
-            if error.errno != errno.EADDRINUSE or not port:
+            if error.errno != errno.EADDRINUSE:
                 raise
-    raise AssertionError("unreachable")
+    return _second_sockets(0, hosts)
 
 
-def _command_pair(port: int) -> tuple[socket.socket, socket.socket]:
-    tcp = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+def _second_sockets(port: int, hosts: Sequence[str]) -> list[socket.socket]:
+    made: list[socket.socket] = []
+    try:
+        for host in hosts:
+            made.append(new_socket(host, socket.SOCK_DGRAM))
+            made[-1].bind(("", port))
+            arrival.tell(made[-1])
+            port = made[0].getsockname()[1]
+    except OSError:
+        for sock in made:
+            sock.close()
+        raise
+    return made
+
+
+def _command_pairs(port: int, hosts: Sequence[str]) -> list[Pair]:
+    pairs: list[Pair] = []
+    try:
+        for host in hosts:
+            pairs.append(_command_pair(port, host))
+            port = pairs[0][1].getsockname()[1]
+    except OSError:
+        for udp, tcp in pairs:
+            udp.close()
+            tcp.close()
+        raise
+    return pairs
+
+
+def _command_pair(port: int, host: str) -> Pair:
+    tcp, udp = new_socket(host, socket.SOCK_STREAM), new_socket(host, socket.SOCK_DGRAM)
     try:
         tcp.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         tcp.bind(("", port))
         udp.bind(("", tcp.getsockname()[1]))
-        udp.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        arrival.tell(udp)
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
         tcp.listen(socket.SOMAXCONN)
     except OSError:
@@ -334,7 +358,7 @@ class Door:
     def __init__(
         self,
         loop: Any,
-        sock: socket.socket,
+        socks: Sequence[socket.socket],
         dispatcher: Dispatcher,
         relays: Relays,
         lines: Lines,
@@ -350,7 +374,7 @@ class Door:
         self._complainer = complainer
         # In the order in which they came, and so in that of their deadlines.
         self._joining: dict[int, _Joining] = {}
-        self._acceptor = Acceptor(loop, sock, self._accepted)
+        self._acceptors = [Acceptor(loop, sock, self._accepted) for sock in socks]
 
     def tick(self, now: float) -> None:
         """Close those who took too long."""
@@ -361,7 +385,8 @@ class Door:
 
     def close(self) -> None:
         """Close the door and all who stand in it."""
-        self._acceptor.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for joining in list(self._joining.values()):
             self._take(joining).sock.close()
 

@@ -42,6 +42,8 @@ def relay_socket(commands: socket.socket, buffer: int) -> socket.socket:
     relay = socket.socket(commands.family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     try:
         relay.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        if relay.family == socket.AF_INET6:
+            relay.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         _join(commands, relay)
     except OSError:
         relay.close()

@@ -88,7 +88,7 @@ class Worker:
 
 
 def _connection(fd: int) -> socket.socket:
-    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, fd)
+    sock = socket.socket(fileno=fd)
     sock.setblocking(False)
     return sock
 

@@ -10,6 +10,9 @@ import ipaddress
 Address = tuple[str, int]
 """An IP literal and a port, as the socket module has them for AF_INET."""
 
+ANY, V4, V6 = 0, 4, 6
+"""Which addresses a socket can have and show: of either family, or of one."""
+
 BROKER_PORT = 65432
 """The predefined port at which connectors look for a broker (Son & Livny 2003, section 4)."""
 
@@ -66,10 +69,38 @@ def is_wildcard(host: str) -> bool:
     return host == "" or ipaddress.ip_address(host).is_unspecified
 
 
+def family_of(host: str) -> int:
+    """Return 4 or 6 for an IP literal."""
+    return 6 if ":" in host else 4
+
+
+def canonical(host: str) -> str:
+    """Return an IP literal as the socket module writes it, so that two can be compared.
+
+    A name is returned as it is.
+    """
+    return str(ipaddress.ip_address(host)) if ":" in host and is_ip(host) else host
+
+
+def is_link_local(host: str) -> bool:
+    """Return whether ``host`` (an IP literal) means something on one link only: fe80::/10."""
+    return ":" in host and ipaddress.ip_address(host).is_link_local
+
+
 def mapped(address: Address) -> tuple[str, int, int, int]:
     """Return an address as an IPv6 socket has it: IPv4 hosts mapped (RFC 4291, 2.5.5.2)."""
     host, port = address
     return (host if ":" in host else f"::ffff:{host}"), port, 0, 0
+
+
+def shown(address: Address, v6: bool) -> tuple[str, int] | tuple[str, int, int, int]:
+    """Return an address as a socket of that family has it.
+
+    An IPv6 host has no form for an IPv4 socket, which then says that it has none.
+    """
+    if v6:
+        return mapped(address)
+    return address if ":" not in address[0] else ("0.0.0.0", address[1])
 
 
 def unmapped(host: str) -> str:
@@ -122,7 +153,7 @@ def parse_host_port(text: str, default_port: int) -> Address:
         host, _, port = text.partition(":")
     if not host:
         raise ValueError(f"{text!r} names no host; host:port would be right")
-    return host, parse_port(port, f"port of {host}") if port else default_port
+    return canonical(host), parse_port(port, f"port of {host}") if port else default_port
 
 
 def format_address(address: tuple[str, int]) -> str:

@@ -13,6 +13,10 @@ CLIENT_VARIABLE = "GCB_CLIENT"
 """The client id of the program tree: an agent that is started again goes on under it."""
 NUDGE_HOST = "127.71.67.66"
 """Source address of nudges: loopback, and nobody's by chance ("GCB" in its octets)."""
+NUDGE_HOST_6 = "::1"
+"""The same by IPv6, which has no other loopback address; so they have a mark as well."""
+NUDGE_SEGMENT = 1009
+"""The mark: the greatest segment (TCP_MAXSEG) that they say they take; a real one says 65476."""
 
 
 def new_name() -> str:

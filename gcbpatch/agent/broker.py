@@ -12,9 +12,19 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from ..addresses import Address, format_address, is_ip, is_loopback, is_private, is_wildcard
+from ..addresses import (
+    ANY,
+    Address,
+    family_of,
+    format_address,
+    is_ip,
+    is_loopback,
+    is_private,
+    is_wildcard,
+)
 from ..config import ClientConfig
 from ..errors import EXHAUSTED, RefusedError, RemoteProtocolError, Status, errno_of
+from ..outlets import has_way
 from ..wire.auth import Key
 from ..wire.messages import (
     TCP,
@@ -88,6 +98,8 @@ class Broker:
         self._reception_port = reception_port
         self._on_call = on_call
         self._on_left = on_left
+        self.is_configured = True
+        """Whether the user has chosen it; one that was met by chance is believed less."""
         self.on_news: Callable[[], None] = lambda: None
         """Called when a listener that needed no broker has another address."""
         self.on_meet: OnMeet = _meets_nobody
@@ -145,9 +157,22 @@ class Broker:
     def hosts(self) -> set[str]:
         """Hosts whose ports may be proxy addresses of this broker."""
         hello = self.control.hello
-        if hello is None or not may_stand_for(self.address[0], hello.public):
-            return {self.address[0]}
-        return {self.address[0], hello.public}
+        found = {self.address[0]}
+        if hello is not None and may_stand_for(self.address[0], hello.public):
+            found.add(hello.public)
+        if hello is not None and self.is_configured and _is_beyond_us(hello.other):
+            found.add(hello.other)
+        return found
+
+    def gives(self, family: int) -> bool:
+        """Return whether it has proxy addresses that a listener of that family can show."""
+        hello = self.control.hello
+        publics = (hello.public or self.address[0], hello.other) if hello else self.address[:1]
+        return family == ANY or any(host and family_of(host) == family for host in publics)
+
+    def is_spoken_in(self, family: int) -> bool:
+        """Return whether we speak with it in that family: it can then look at a listener of it."""
+        return family in (ANY, family_of(self.address[0]))
 
     @property
     def patience(self) -> float:
@@ -270,6 +295,7 @@ class Broker:
             lifetime=self._config.lifetime,
             proxy=Endpoint.of(one.proxy) if one.proxy else None,
             claim=one.claim,
+            family=one.family,
         )
 
     def _wish(self, one: Registrant) -> int:
@@ -418,6 +444,11 @@ class Broker:
 
 def _meets_nobody(_: bytes, __: Card) -> Status:
     return Status.UNKNOWN
+
+
+def _is_beyond_us(host: str) -> bool:
+    """Whether a host of the other family can only be meant for the broker: we have no way to it."""
+    return is_ip(host) and not (is_wildcard(host) or is_loopback(host) or has_way(host))
 
 
 def _listens(one: Registrant) -> bool:

@@ -16,9 +16,10 @@ import socket
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 
-from ..addresses import Address, format_address, is_ip
+from ..addresses import Address, format_address, is_ip, is_link_local
 from ..config import ClientConfig
 from ..errors import RefusedError, Status
+from ..outlets import has_way
 from ..wire.messages import UDP, Card
 from .broker import Broker, OnCall, OnMeet
 from .choice import ordered
@@ -50,7 +51,7 @@ async def resolve(config: ClientConfig) -> list[Address]:
         except OSError as error:
             log.warning("broker %s: %s", host, error)
             continue
-        found += [(str(info[4][0]), port) for info in infos]
+        found += [(str(info[4][0]), port) for info in infos if not is_link_local(str(info[4][0]))]
     return list(dict.fromkeys(found))
 
 
@@ -58,6 +59,13 @@ RegisterPort = Callable[[Registrant, list[Broker]], Awaitable[bool]]
 
 
 async def _nowhere(_: Registrant, __: list[Broker]) -> bool:
+    return False
+
+
+def _has_way(address: Address) -> bool:
+    if has_way(address[0]):
+        return True
+    log.info("no way to the broker at %s", format_address(address))
     return False
 
 
@@ -112,7 +120,7 @@ class Brokers:
         if now < self._looked_up + LOOKUP_SECONDS:
             return False
         self._looked_up = now
-        found = await resolve(self._config)
+        found = [one for one in await resolve(self._config) if _has_way(one)]
         fresh = [address for address in found if address not in self._brokers]
         for address in fresh:
             self._brokers[address] = Broker(
@@ -144,6 +152,7 @@ class Brokers:
                 self._on_call,
                 self._left,
             )
+            met.is_configured = False
         self._met[address] = met
         if len(self._met) > MOST_MET:
             self._met.pop(next(iter(self._met))).close()
@@ -193,7 +202,11 @@ class Brokers:
 
     async def register(self, one: Registrant) -> bool:
         """Get ``one`` a proxy address somewhere; goes on trying if nobody has one now."""
-        if await self._register_at(one, await self.candidates()):
+        candidates = await self.candidates()
+        if candidates and not any(broker.gives(one.family) for broker in candidates):
+            log.info("no broker has addresses of IPv%d", one.family)
+            return False
+        if await self._register_at(one, candidates):
             return True
         one.reason = one.reason or "no broker answers"
         self._homeless.add(one.listener)
@@ -201,7 +214,8 @@ class Brokers:
         return False
 
     async def _register_at(self, one: Registrant, brokers: list[Broker]) -> bool:
-        for broker in brokers:
+        fitting = [broker for broker in brokers if broker.gives(one.family)]
+        for broker in sorted(fitting, key=lambda broker: not broker.is_spoken_in(one.family)):
             if await broker.register(one):
                 return True
             broker.disown(one)

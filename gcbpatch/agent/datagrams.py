@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..addresses import Address, format_address, is_wildcard
+from ..addresses import V4, Address, format_address, is_wildcard
 from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status
 from ..routes import Way
@@ -117,6 +117,7 @@ class Port:
     wished: int
     nonce: bytes
     protocol: int = UDP
+    family: int = V4
     proxy: Address | None = None
     claim: bytes = b""
     how: str = ""

@@ -76,7 +76,7 @@ class Delivery:
 
     def deliver(self, sock: socket.socket, peer: Address, place: Place) -> bool:
         """Put a connection into the queue and nudge; False (and RST) if it is full or gone."""
-        nudge, port = nudges.SPARE.take()
+        nudge, port = nudges.spare(self.target).take()
         try:
             arrival = Arrival(port, Endpoint.of(peer))
             self._largest = max(self._largest, push(self.ends[1], arrival, sock.fileno()))
@@ -118,7 +118,7 @@ class Delivery:
             streams.reset(nudge)
             self._nudging -= 1
             self._room.give()
-        nudges.SPARE.refill(len(made))
+        nudges.spare(self.target).refill(len(made))
         if self._is_more_than_nudged() and not self._looking:
             self._run(self._look_what_is_left())
         self._finish_if_idle()
@@ -128,7 +128,7 @@ class Delivery:
 
     def resume(self) -> None:
         """A former agent may have died between push and nudge; one nudge too many is harmless."""
-        self._nudge_for(nudges.new(), _nothing)
+        self._nudge_for(nudges.new(self.target), _nothing)
 
     def close(self, done: Callable[[], None]) -> None:
         """The listener is gone; call ``done`` when there is nothing more to carry for it.
@@ -205,7 +205,7 @@ class Delivery:
             log.info("reset a connection that nobody takes")
             streams.reset(socket.socket(fileno=got[0]))
             self._in_vain = 0
-        self._nudge_for(nudges.new(), _nothing)
+        self._nudge_for(nudges.new(self.target), _nothing)
 
     def _is_more_than_nudged(self) -> bool:
         """Whether there are connections in the queue that no nudge is under way for."""
@@ -224,7 +224,7 @@ class Delivery:
             nudge.close()
             if self._done is not None:
                 return None
-            nudge = nudges.new()
+            nudge = nudges.new(self.target)
         if await nudges.let_go(nudge, self.target):
             # Resetting leaves nothing in TIME_WAIT at the program's end: nudges come from one
             # address and would use up its ports in a minute.

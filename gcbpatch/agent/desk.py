@@ -13,9 +13,10 @@ import os
 import random
 import socket
 
-from ..addresses import Address, format_address
+from ..addresses import V6, Address, format_address
 from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status, errno_of
+from ..outlets import has_way
 from ..routes import Way
 from ..wire.messages import Call, Endpoint, PathKind
 from . import opening, streams
@@ -125,8 +126,8 @@ class Desk:
         )
 
     async def _forward(self, one: Listener) -> bool:
-        if self._gateway is None:
-            return False
+        if self._gateway is None or one.family == V6:
+            return False  # dpfd maps IPv4 addresses
         forwarded = await self._gateway.forward(one)
         if not forwarded and self.brokers:
             self._gateway.abandon(one)
@@ -170,13 +171,21 @@ class Desk:
             return Dialled("own", kernel=Endpoint.of(mine.nudge_target)), None
         if self._gateway is not None and target[0] in self._gateway.publics:
             return await self._dial_neighbour(target), None
-        for broker in self.brokers:
-            if target[0] in broker.hosts and await broker.reach():
-                return await self._dial_by(broker, target, asked.port or next(self._ports))
+        broker = await self._broker_at(target[0])
+        if broker is not None:
+            return await self._dial_by(broker, target, asked.port or next(self._ports))
         met = self.brokers.meet((target[0], asked.broker)) if asked.broker else None
         if met is not None and await met.reach():
             return await self._dial_by(met, target, asked.port or next(self._ports))
         return Dialled("kernel", kernel=asked.target, reason="no broker of it answers"), None
+
+    async def _broker_at(self, host: str) -> Broker | None:
+        if not has_way(host):
+            await self.brokers.greet()  # only who is greeted tells of his other host
+        for broker in self.brokers:
+            if host in broker.hosts and await broker.reach():
+                return broker
+        return None
 
     def _mine(self, target: Address, brokered: bool) -> Listener | None:
         """Return who of this tree listens at ``target``: by its identity, or by its own name."""

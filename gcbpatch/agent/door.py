@@ -24,9 +24,10 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
+from ..addresses import V4
 from ..errors import GcbError
 from ..wire.messages import Endpoint as Endpoint
-from ..wire.messages import Id, Short
+from ..wire.messages import Family, Id, Short
 
 _T = TypeVar("_T")
 
@@ -65,7 +66,8 @@ class Listen(DoorMessage, frozen=True):
 
     ``cookie`` is the socket's SO_COOKIE, by which the kernel tells of its end. ``listens``
     is False while the program has only bound it and asked for its name.
-    Sent again with ``proxy`` and ``claim`` after the agent was restarted. If other sockets
+    ``family`` is that of the addresses which it can show (addresses). Sent again with
+    ``proxy`` and ``claim`` after the agent was restarted. If other sockets
     share the port, the answer names their listener, and comes with the ends of its queue.
     """
 
@@ -77,6 +79,7 @@ class Listen(DoorMessage, frozen=True):
     backlog: Backlog
     proxy: Endpoint | None = None
     claim: bytes = b""
+    family: Family = V4
 
 
 class Adopt(DoorMessage, frozen=True):

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from ..addresses import Address, is_wildcard
+from ..addresses import ANY, V4, V6, Address, family_of, is_wildcard
 from ..wire.messages import TCP
 from . import sockdiag
 from .delivery import Delivery
@@ -39,6 +39,8 @@ class Listener:
     settled: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when it is known what became of the first attempt to register it."""
     protocol: int = TCP
+    family: int = V4
+    """Of the addresses that its sockets can show."""
     relay: Address | None = None
 
     @property
@@ -52,12 +54,17 @@ class Listener:
         return self.delivery.target
 
 
-def _reachable(bound: Address) -> Address:
-    return ("127.0.0.1" if is_wildcard(bound[0]) else bound[0]), bound[1]
+def _reachable(bound: Address, family: int) -> Address:
+    host = ("::1" if family == V6 else "127.0.0.1") if is_wildcard(bound[0]) else bound[0]
+    return host, bound[1]
 
 
-def _same_host(one: str, other: str) -> bool:
-    return one == other or (is_wildcard(one) and is_wildcard(other))
+def _same_host(one: Listener, other: Listen) -> bool:
+    """Whether their sockets can share a port: servers listen to both families on one, too."""
+    if one.bound[0] == other.bound.host:
+        return one.family == other.family
+    both = is_wildcard(one.bound[0]) and is_wildcard(other.bound.host)
+    return both and V6 not in (one.family, other.family)
 
 
 def _nothing() -> None:
@@ -107,7 +114,8 @@ class Listeners:
         """Return the listener that the kernel would let answer at an address of this host."""
         fitting = [one for one in self if one.bound[1] == address[1] and one.listens]
         exact = [one for one in fitting if one.bound[0] == address[0]]
-        wildcard = [one for one in fitting if is_wildcard(one.bound[0])]
+        families = ANY, family_of(address[0])
+        wildcard = [one for one in fitting if is_wildcard(one.bound[0]) and one.family in families]
         return next(iter(exact + wildcard), None)
 
     def add(self, asked: Listen, take: socket.socket, put: socket.socket) -> Listener:
@@ -121,7 +129,8 @@ class Listeners:
             put.close()
             self.ready(known, asked.cookie, asked.backlog if asked.listens else None)
             return known
-        delivery = Delivery(_reachable(asked.bound.address), take, put, asked.backlog)
+        target = _reachable(asked.bound.address, asked.family)
+        delivery = Delivery(target, take, put, asked.backlog)
         one = Listener(
             asked.listener,
             asked.bound.address,
@@ -129,6 +138,7 @@ class Listeners:
             os.urandom(8),
             delivery,
             {asked.cookie: asked.listens},
+            family=asked.family,
         )
         if asked.proxy is not None:
             one.proxy, one.claim = asked.proxy.address, asked.claim
@@ -138,9 +148,8 @@ class Listeners:
 
     def _sharing(self, asked: Listen) -> Listener | None:
         """Return the listener whose sockets have the same port, if any of them lives."""
-        host, port = asked.bound.address
         for one in self:
-            if one.bound[1] == port and _same_host(one.bound[0], host):
+            if one.bound[1] == asked.bound.port and _same_host(one, asked):
                 # Its end may not have been told yet, and the new socket is another one then.
                 if one.listens:
                     self._check(one, sockdiag.listening())

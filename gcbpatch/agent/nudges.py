@@ -1,5 +1,7 @@
 """Nudges: connects from a reserved loopback address that make a listening socket readable.
 
+By IPv6, which has one loopback address only, they have a mark.
+
 What becomes of one tells who accepted it: a patched program closes it at once. It must never
 send anything on one: who is not patched takes it for its client.
 """
@@ -12,7 +14,7 @@ import logging
 import socket
 
 from ..addresses import Address, format_address
-from ..tree import NUDGE_HOST
+from ..tree import NUDGE_HOST, NUDGE_HOST_6, NUDGE_SEGMENT
 from . import sockdiag, streams
 
 log = logging.getLogger("gcbpatch.agent")
@@ -25,12 +27,18 @@ LOOK_SECONDS = 0.1
 MOST_LOOK_SECONDS = 1.0
 
 
-def new() -> socket.socket:
-    """Return a socket at the reserved address, not connected yet; raises OSError."""
-    sock = socket.socket()
+def new(target: Address) -> socket.socket:
+    """Return a socket that a connect to ``target`` is a nudge from; raises OSError."""
+    return _new(":" in target[0])
+
+
+def _new(v6: bool) -> socket.socket:
+    sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET)
     try:
         sock.setblocking(False)
-        sock.bind((NUDGE_HOST, 0))
+        if v6:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, NUDGE_SEGMENT)
+        sock.bind((NUDGE_HOST_6 if v6 else NUDGE_HOST, 0))
     except OSError:
         sock.close()
         raise
@@ -43,19 +51,20 @@ class _Spare:
     An agent with nothing to deliver keeps none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, v6: bool) -> None:
+        self._v6 = v6
         self._nudges: list[tuple[socket.socket, int]] = []
         self._idle: asyncio.TimerHandle | None = None
 
     def take(self) -> tuple[socket.socket, int]:
         """Return a nudge and its port; raises OSError."""
-        return self._nudges.pop() if self._nudges else _with_port(new())
+        return self._nudges.pop() if self._nudges else _with_port(_new(self._v6))
 
     def refill(self, used: int) -> None:
         """Have as many as were needed just now, while there is nothing to deliver."""
         with contextlib.suppress(OSError):  # whoever needs one will see why
             while len(self._nudges) < min(used, MOST_SPARE):
-                self._nudges.append(_with_port(new()))
+                self._nudges.append(_with_port(_new(self._v6)))
         if self._idle is not None:
             self._idle.cancel()
         self._idle = asyncio.get_running_loop().call_later(SPARE_SECONDS, self._drop)
@@ -65,7 +74,12 @@ class _Spare:
             self._nudges.pop()[0].close()
 
 
-SPARE = _Spare()
+_SPARE = {v6: _Spare(v6) for v6 in (False, True)}
+
+
+def spare(target: Address) -> _Spare:
+    """Return those with which ``target`` can be nudged."""
+    return _SPARE[":" in target[0]]
 
 
 def _with_port(nudge: socket.socket) -> tuple[socket.socket, int]:
@@ -109,7 +123,7 @@ def unread(target: Address, nudge: socket.socket) -> int | None:
 def accepted(target: Address, nudge: socket.socket) -> tuple[int, int] | None:
     """Return the inode of the nudge's other end, and its unread octets; None if not accepted."""
     try:
-        return sockdiag.accepted(target, nudge.getsockname())
+        return sockdiag.accepted(target, nudge.getsockname()[:2])
     except OSError as error:
         log.warning("cannot see who accepts at %s: %s", format_address(target), error)
         return None

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..addresses import Address, format_address, is_private, is_wildcard
+from ..addresses import ANY, V6, Address, family_of, format_address, is_private, is_wildcard
 from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status
 from ..routes import Way
@@ -37,10 +37,11 @@ MOST_RENEWED = 8
 """Findings looked at again in one heartbeat."""
 MISSES = 2
 """So many probes in a row have to be lost until a listener counts as closed off."""
-_IP_MINTTL = 21
+_IP_MINTTL, _IPV6_MINHOPCOUNT = 21, 73
 _LEAST_TTL = 192
 """What dials back comes with a TTL of 255 less a few routers; others begin with 64 or 128."""
 _DEFAULT_TTL = Path("/proc/sys/net/ipv4/ip_default_ttl")
+_HOP_LIMITS = Path("/proc/sys/net/ipv6/conf")
 OWN, FORWARDED = "own", "forwarded"
 """How a listener is reached without a broker: under this host's address, or by a mapping that
 somebody has set for it by hand."""
@@ -53,7 +54,8 @@ class Reachability:
         self._control = control
         self._client = client
         self._config = config
-        self._unsupported = _answers_go_far()
+        self._family = family_of(control.broker[0])
+        self._unsupported = _answers_go_far(self._family)
         self._found: dict[bytes, int] = {}
         """Listeners that are reached without a broker, and probes lost since."""
 
@@ -76,6 +78,8 @@ class Reachability:
             return False
         if one.protocol != TCP or one.claim or is_private(hello.observed.host):
             return False
+        if one.family not in (ANY, self._family):
+            return False  # the broker would dial an address at which it does not listen
         return self._config.routes.way_at(one.bound[0]) is not Way.GCB
 
     async def look(self, one: Registrant, listens: bool, patience: float) -> Address | None:
@@ -121,7 +125,7 @@ class Reachability:
 
         Raises RefusedError, RemoteProtocolError or OSError, of which Unreachable is one.
         """
-        with contextlib.nullcontext() if listens else _stand_in(one.bound):
+        with contextlib.nullcontext() if listens else _stand_in(one):
             began = asyncio.get_running_loop().time()
             reply = await self._ask(one.bound[1], patience)
             took = asyncio.get_running_loop().time() - began
@@ -150,7 +154,7 @@ class Reachability:
 
 
 @contextlib.contextmanager
-def _stand_in(bound: Address) -> Iterator[None]:
+def _stand_in(one: Registrant) -> Iterator[None]:
     """Listen for a socket that is only bound yet, to be dialled back by the broker and no other.
 
     The program's socket has SO_REUSEADDR meanwhile. A broker dials back with the greatest TTL,
@@ -158,22 +162,26 @@ def _stand_in(bound: Address) -> Iterator[None]:
     either; their first packet is lost, and they try again in a second. Raises OSError if the
     port is not to be had.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stand_in:
+    v6 = ":" in one.bound[0]
+    with socket.socket(socket.AF_INET6 if v6 else socket.AF_INET) as stand_in:
         stand_in.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         stand_in.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, _LEAST_TTL)
-        stand_in.bind(bound)
+        if v6:
+            stand_in.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, _LEAST_TTL)
+            stand_in.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, one.family == V6)
+        stand_in.bind(one.bound)
         stand_in.listen(1)
         yield
 
 
-
-
-def _answers_go_far() -> bool:
+def _answers_go_far(family: int) -> bool:
     """Whether this host's packets come to a neighbour with the greatest TTL there is.
 
-    A probe would become a whole connection then, which the program would see.
+    A probe would become a whole connection then, which the program would see. By IPv6 each
+    interface has a hop limit of its own, which a router may have told it.
     """
     try:
-        return int(_DEFAULT_TTL.read_text()) == 255
+        found = _HOP_LIMITS.glob("*/hop_limit") if family == V6 else [_DEFAULT_TTL]
+        return any(int(path.read_text()) == 255 for path in found)
     except (OSError, ValueError):
         return True

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -26,8 +27,28 @@ log = logging.getLogger("gcbpatch.agent")
 
 STRANGER_SECONDS = 10.0
 MOST_STRANGERS = 256
+BACKLOG = 128
+PORT_TRIES = 16
 AHEAD_SECONDS = 2.0
 """How long an OPEN may come before the CALL that announces it: they take different ways."""
+
+
+def _listening() -> list[socket.socket]:
+    """Return a listening socket by IPv4 and, where there is IPv6, one on the same port by that.
+
+    One socket for both would give programs IPv4 connections on IPv6 sockets. Raises OSError.
+    """
+    for _ in range(PORT_TRIES):
+        found = [socket.create_server(("", 0), backlog=BACKLOG)]
+        port = found[0].getsockname()[1]
+        try:
+            found.append(socket.create_server(("", port), family=socket.AF_INET6, backlog=BACKLOG))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                found[0].close()
+                continue
+        return found
+    return [socket.create_server(("", 0), backlog=BACKLOG)]
 
 
 class Reception:
@@ -40,12 +61,10 @@ class Reception:
         self._announced = asyncio.Condition()
         self._strangers: set[asyncio.Task[None]] = set()
         self._refused: set[str] = set()
-        self._acceptor = Acceptor(socket.create_server(("", 0), backlog=128), self._accepted)
-
-    @property
-    def port(self) -> int:
+        socks = _listening()
+        self.port: int = socks[0].getsockname()[1]
         """The port that is announced to brokers."""
-        return int(self._acceptor.socket.getsockname()[1])
+        self._acceptors = [Acceptor(sock, self._accepted) for sock in socks]
 
     @contextlib.asynccontextmanager
     async def expect(
@@ -133,6 +152,7 @@ class Reception:
 
     def close(self) -> None:
         """Stop accepting."""
-        self._acceptor.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for task in self._strangers:
             task.cancel()

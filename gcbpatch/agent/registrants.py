@@ -16,6 +16,7 @@ class Registrant(Protocol):
 
     listener: bytes
     protocol: int
+    family: int
     bound: Address
     wished: int
     nonce: bytes

@@ -158,7 +158,7 @@ def accepted(local: Address, peer: Address) -> tuple[int, int] | None:
     """Return the inode of the connection that stands at ``local``, and its octets not yet read.
 
     None if no process has accepted it: one that waits in a backlog stands on no file, and its
-    inode is 0. Addresses are IPv4, also where the listening socket is a dual-stack one.
+    inode is 0. IPv4 addresses are so also where the listening socket is a dual-stack one.
     Raises OSError.
     """
     data = _look_up(local, peer, _NO_COOKIE)
@@ -171,27 +171,29 @@ def accepted(local: Address, peer: Address) -> tuple[int, int] | None:
 def is_half_open(local: Address, peer: Address) -> bool:
     """Return whether a listening socket at ``local`` has a first packet from ``peer``, no more.
 
-    Addresses are IPv4. Raises OSError.
+    IPv4 addresses are so also where it is a dual-stack one. Raises OSError.
     """
     data = _look_up(local, peer, _NO_COOKIE)
     return data is not None and len(data) > _STATE_AT and data[_STATE_AT] == _TCP_SYN_RECV
 
 
 def listens(local: Address, cookie: int) -> bool:
-    """Return whether who would answer at ``local``, an IPv4 address, is the socket ``cookie``.
+    """Return whether who would answer at ``local`` is the socket ``cookie``.
 
     No is not the last word: where several share a port, another may have been found. Raises
     OSError.
     """
     wanted = struct.pack("=III", 0, cookie & 0xFFFFFFFF, cookie >> 32)
-    return _look_up(local, ("0.0.0.0", 0), wanted) is not None
+    nobody = "::" if ":" in local[0] else "0.0.0.0"
+    return _look_up(local, (nobody, 0), wanted) is not None
 
 
 def _look_up(local: Address, peer: Address, cookie: bytes) -> bytes | None:
     """Ask for one TCP socket; returns its message, None if there is none with that cookie."""
     ports = struct.pack("!HH", local[1], peer[1])
-    hosts = b"".join(socket.inet_aton(a[0]).ljust(16, b"\0") for a in (local, peer))
-    request = _REQUEST.pack(socket.AF_INET, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
+    family = socket.AF_INET6 if ":" in local[0] else socket.AF_INET
+    hosts = b"".join(socket.inet_pton(family, a[0]).ljust(16, b"\0") for a in (local, peer))
+    request = _REQUEST.pack(family, socket.IPPROTO_TCP, 0, 0, 0xFFFFFFFF)
     request += ports + hosts + cookie
     header = _HEADER.pack(_HEADER.size + len(request), _SOCK_DIAG_BY_FAMILY, _REQUEST_FLAG, 0, 0)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG) as diag:

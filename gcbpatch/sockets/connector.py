@@ -18,6 +18,7 @@ from gevent.socket import getaddrinfo
 
 from ..addresses import BROKER_PORT, Address, is_ip, is_multicast, is_private, is_wildcard
 from ..errors import Status
+from ..outlets import has_way
 from ..routes import Way
 from .known import ALWAYS, NEVER, Fading, Known
 from .later import AgentGone, Later, door
@@ -38,7 +39,7 @@ NO_SECONDS = 600.0
 NO_PROXY_SECONDS = 2.0
 """Somebody may be about to register there."""
 MOST_ANSWERS = 4096
-_LOOPBACK = "127."
+_LOOPBACK = ("127.", "::1")
 
 
 class Choice(enum.Enum):
@@ -73,6 +74,7 @@ class Connector:
         self._world: frozenset[str] = frozenset(self._configured)
         self._fresh_until = ALWAYS if self._self_evident else NEVER
         self._failed_until = NEVER
+        self._asks_agent = False
         # What was answered: hosts that are brokers, with the port that said so; hosts that
         # are none; and addresses of brokers that are nobody's proxy.
         self._met: Fading[str] = Fading(YES_SECONDS, MOST_ANSWERS)
@@ -80,7 +82,7 @@ class Connector:
         self._without_proxy: Fading[Address] = Fading(NO_PROXY_SECONDS, MOST_ANSWERS)
 
     def choose(self, target: Address) -> tuple[Choice, float]:
-        """Return who connects to ``target``, an IPv4 literal, and until when that is known.
+        """Return who connects to ``target``, an IP literal, and until when that is known.
 
         Until then, a time of time.monotonic(), it is the same unless Known is told to forget.
         """
@@ -94,7 +96,17 @@ class Connector:
             return Choice.KERNEL, ALWAYS
         if host in self._hosts() or host in self._met:
             return Choice.AGENT, NEVER
+        if self._is_out_of_reach(host):
+            # Not remembered: ways come and go.
+            agent = host in self._hosts_by_agent()
+            return Choice.AGENT if agent else Choice.KERNEL, NEVER
         return self._choose_unknown(target)
+
+    def _is_out_of_reach(self, host: str) -> bool:
+        """Whether nobody but a broker, spoken to in the other family, may have a way there."""
+        v6 = ":" in host
+        others = any(not is_ip(one) or (":" in one) != v6 for one in self._configured)
+        return others and not has_way(host)
 
     def _choose_unknown(self, target: Address) -> tuple[Choice, float]:
         """The same for a host that is none of ours: was it asked, and is it worth asking?"""
@@ -150,6 +162,12 @@ class Connector:
         broker = broker or self._met.number(address[0])
         return self.link.begin(door.Dial(door.Endpoint.of(address), port, broker))
 
+    def _hosts_by_agent(self) -> frozenset[str]:
+        """The same, of an agent: only who has greeted the brokers knows all their hosts."""
+        if not self._asks_agent:
+            self._asks_agent, self._self_evident, self._fresh_until = True, False, NEVER
+        return self._hosts()
+
     def _hosts(self) -> frozenset[str]:
         """The hosts whose addresses may be brokered, as far as anybody knows now."""
         now = time.monotonic()
@@ -185,12 +203,13 @@ class Connector:
         An ordinary connect starts no agent: a broker whose name stands for public addresses
         has its proxies there, as one has that is configured by such an address.
         """
-        if self.link.config.gateway is not None or self.link.is_in_use():
+        config = self.link.config
+        if self._asks_agent or config.gateway is not None or self.link.is_in_use():
             return None
         found: set[str] = set()
         for host in self._configured:
             try:
-                infos = getaddrinfo(host, None, _socket.AF_INET, _socket.SOCK_STREAM)
+                infos = getaddrinfo(host, None, 0, _socket.SOCK_STREAM)
             except (_socket.gaierror, UnicodeError):
                 return None
             found.update(str(info[4][0]) for info in infos)

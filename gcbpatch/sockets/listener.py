@@ -14,23 +14,36 @@ import socket
 import time
 from typing import Any
 
-from ..addresses import Address, is_wildcard, mapped
-from ..tree import NUDGE_HOST
+from ..addresses import V4, Address, is_wildcard, shown
+from ..tree import NUDGE_HOST, NUDGE_HOST_6, NUDGE_SEGMENT
 from .intake import Intake
 from .later import AgentGone, door
 from .link import Link
 from .options import Options, inherited
 from .table import Names, cookie_of
+from .target import family_of
 
 FIND_INTERVAL = 1.0
 """Seconds between questions about a registration that was not there in time."""
 
 _NUDGES = (NUDGE_HOST, "::ffff:" + NUDGE_HOST)
+_MARKS = (NUDGE_SEGMENT, NUDGE_SEGMENT - 12)
+"""What the kernel makes of the mark, with TCP's timestamps and without."""
 
 
-def is_nudge(address: Any) -> bool:
+def is_nudge(fd: int, address: Any) -> bool:
     """Return whether a connection from there only says that the queue is not empty."""
-    return isinstance(address, tuple) and address[0] in _NUDGES
+    if not isinstance(address, tuple):
+        return False
+    return address[0] in _NUDGES or (address[0] == NUDGE_HOST_6 and _is_marked(fd))
+
+
+def _is_marked(fd: int) -> bool:
+    sock = _socket.socket(socket.AF_INET6, socket.SOCK_STREAM, 0, fd)
+    try:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG) in _MARKS
+    finally:
+        sock.detach()
 
 
 Known = tuple[Names, Options]
@@ -51,6 +64,7 @@ class Listener:
         self._link = link
         self._keeps_names = link.config.identity == "local"
         self._v6 = sock.family == socket.AF_INET6
+        self._family = family_of(sock)
         self._cookie = cookie_of(sock)
         self._id = os.urandom(16)
         self._claim = b""
@@ -105,6 +119,7 @@ class Listener:
             self._backlog or 0,
             door.Endpoint.of(self.public) if self.public else None,
             self._claim,
+            V4 if self._family is None else self._family,
         )
 
     def again(self) -> None:
@@ -168,7 +183,7 @@ class Listener:
         elif answer.error:
             self.release()
             raise OSError(answer.error, f"{os.strerror(answer.error)} ({answer.reason})")
-        else:
+        elif answer.reason:  # if not, nobody has promised anything
             self._link.warn_once("not registered: %s", answer.reason)
 
     # --- names
@@ -199,7 +214,7 @@ class Listener:
 
     def _shaped(self, address: Address) -> Any:
         """An address as a socket of this family has it."""
-        return mapped(address) if self._v6 else address
+        return shown(address, self._v6)
 
     def _local_name(self, fd: int) -> Any:
         """What getsockname() of an accepted socket says: the listener's own name."""
@@ -215,7 +230,7 @@ class Listener:
 
         None when it was a nudge for a connection that a sibling process has taken.
         """
-        if is_nudge(address):
+        if is_nudge(fd, address):
             posix.close(fd)
             got = self._pop()
             if got is None:

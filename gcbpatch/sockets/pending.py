@@ -17,7 +17,7 @@ from typing import Any
 
 from gevent import get_hub
 
-from ..addresses import Address, format_address, mapped
+from ..addresses import Address, format_address, shown
 from .later import door
 from .options import carry, changed
 from .placeholder import Placeholder, replace
@@ -158,7 +158,7 @@ class Pending:
 
     def _as_asked(self, address: Address) -> Any:
         """Return an address in the form of the program's own socket."""
-        return mapped(address) if self._family == socket.AF_INET6 else address
+        return shown(address, self._family == socket.AF_INET6)
 
     def _finish(self, error: int) -> None:
         self._hang_up()

@@ -46,7 +46,8 @@ class Question:
 
     def _ask(self, target: Address, port: int) -> None:
         transaction = int.from_bytes(os.urandom(8), "big")
-        sock = _socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        family = socket.AF_INET6 if ":" in target[0] else socket.AF_INET
+        sock = _socket.socket(family, socket.SOCK_DGRAM)
         try:
             sock.setblocking(False)
             sock.connect((target[0], port))

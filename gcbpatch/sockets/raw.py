@@ -17,7 +17,7 @@ from typing import Any
 
 from gevent._socket3 import _wrefsocket
 
-from ..addresses import Address, is_loopback, is_wildcard, mapped, unmapped
+from ..addresses import Address, is_loopback, shown, unmapped
 from ..errors import Status
 from ..routefile import RouteFile
 from ..routes import Routes, Way
@@ -32,7 +32,7 @@ from .listener import Listener
 from .options import Options, carry, shareable
 from .pending import Pending
 from .table import Names, Table, Twins
-from .target import plain, resolved
+from .target import family_of, plain, resolved
 
 _base = _socket.socket
 
@@ -242,19 +242,11 @@ class Raw(_wrefsocket):
         self._note_name(link, listener)
 
     def _wants_identity(self, link: Link) -> bool:
-        """Whether such a socket gets a public address: TCP, bound, reached by IPv4."""
-        if not self.type & socket.SOCK_STREAM or not self._takes_ipv4():
+        """Whether such a socket gets a public address: TCP, bound, not to one link alone."""
+        if not self.type & socket.SOCK_STREAM or family_of(self) is None:
             return False
         host, port = _base.getsockname(self)[:2]
         return port != 0 and wants_identity(link, host)
-
-    def _takes_ipv4(self) -> bool:
-        if self.family != socket.AF_INET6:
-            return self.family == socket.AF_INET
-        if _base.getsockopt(self, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
-            return False
-        host = _base.getsockname(self)[0]
-        return is_wildcard(host) or unmapped(host) != host
 
     def _inherit(self, link: Link) -> None:
         """A listening socket that another program made: known to the agent, or new here."""
@@ -357,10 +349,10 @@ class Raw(_wrefsocket):
             return name
         if _is_ours(name[0]) or not self._is_connected():
             return name
-        if self.family == socket.AF_INET:
-            return min(LAYER.hosts), name[1]
-        # A connection by IPv6 proper has nothing to do with our IPv4 names.
-        return name if unmapped(name[0]) == name[0] else mapped((min(LAYER.hosts), name[1]))
+        # A connection by IPv6 proper has nothing to do with our IPv4 names, and the reverse.
+        v6 = ":" in unmapped(name[0])
+        ours = min((host for host in LAYER.hosts if (":" in host) == v6), default=None)
+        return name if ours is None else shown((ours, name[1]), self.family == socket.AF_INET6)
 
     def getpeername(self) -> Any:
         """The peer as the program knows it."""
@@ -455,7 +447,7 @@ class Raw(_wrefsocket):
         return errno.EINPROGRESS
 
     def _peer(self, target: Address) -> Any:
-        return mapped(target) if self.family == socket.AF_INET6 else target
+        return shown(target, self.family == socket.AF_INET6)
 
     def _become(self, pending: Pending, objects: list[Any], numbers: list[int]) -> None:
         """All that are this socket are a connecting one from now on."""

@@ -11,7 +11,7 @@ import operator
 import socket
 from typing import Any
 
-from ..addresses import Address
+from ..addresses import ANY, V4, V6, Address, is_link_local, is_wildcard, unmapped
 
 _INT_RANGE = 2**31
 _NO_LITERALS = ("", "<broadcast>")
@@ -31,24 +31,41 @@ def resolved(sock: _socket.socket, address: Any) -> Any:
         return address
     # As bytes, since the kernel's layer takes ASCII as it is, and only the rest for IDNA.
     name = host.encode("ascii") if host.isascii() else host
-    found = str(_socket.getaddrinfo(name, None, sock.family)[0][4][0])
-    # A scope would be lost here; only a mapped address is of any use to the layer.
-    is_v6 = sock.family == socket.AF_INET6
-    return address if is_v6 and not _unmapped(found) else (found, *address[1:])
+    found = _socket.getaddrinfo(name, None, sock.family)[0][4]
+    # A scope would be lost here; such an address is the kernel's alone.
+    return address if any(found[3:]) else (str(found[0]), *address[1:])
 
 
 def plain(sock: _socket.socket, address: Any) -> Address | None:
-    """Return host and port of an IPv4 destination; None if it is none, or no address."""
+    """Return host and port of a destination, a mapped host as the IPv4 host that it stands for.
+
+    None if it is no address, or one that means something to this socket's kernel only.
+    """
     if not _is_pair(sock, address) or not isinstance(address[0], str):
         return None
     host = address[0]
     if host in _NO_LITERALS:
         return None
     if sock.family == socket.AF_INET6:
-        host = _unmapped(host)
-        if not host or sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+        host = _canonical(host)
+        if not host or any(address[2:]) or is_link_local(host):
+            return None
+        if ":" not in host and sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
             return None
     return host, operator.index(address[1])
+
+
+def family_of(sock: _socket.socket) -> int | None:
+    """Return which addresses a bound socket can show (addresses); None if none but its own."""
+    if sock.family != socket.AF_INET6:
+        return V4 if sock.family == socket.AF_INET else None
+    host = _socket.socket.getsockname(sock)[0]
+    if unmapped(host) != host:
+        return V4
+    if not is_wildcard(host):
+        return None if is_link_local(host) else V6
+    only = _socket.socket.getsockopt(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    return V6 if only else ANY
 
 
 def _is_pair(sock: _socket.socket, address: Any) -> bool:
@@ -70,12 +87,12 @@ def _is_literal(family: int, host: str) -> bool:
     return True
 
 
-def _unmapped(host: str) -> str:
-    """Return the IPv4 host in a mapped address; nothing if it is another one."""
+def _canonical(host: str) -> str:
+    """Return an IPv6 host in its one form, a mapped one as IPv4; nothing if it is none."""
     try:
         packed = _socket.inet_pton(socket.AF_INET6, host)
     except (OSError, ValueError):
         return ""
-    if packed[:12] != bytes(10) + b"\xff\xff":
-        return ""
-    return _socket.inet_ntop(socket.AF_INET, packed[12:])
+    if packed[:12] == bytes(10) + b"\xff\xff":
+        return _socket.inet_ntop(socket.AF_INET, packed[12:])
+    return _socket.inet_ntop(socket.AF_INET6, packed)

@@ -35,6 +35,8 @@ from .codec import MAGIC as frame_magic
 
 MOST_PAYLOAD = 65507
 """What a datagram over IPv4 can hold: 65535 less the IP and UDP headers."""
+MOST_PAYLOAD_6 = 65527
+"""The same over IPv6, whose own header does not count."""
 MOST_HEADER = 24
 
 WHOLE_4, PART_4, REFUSED_4 = 0xD4, 0xE4, 0xF4
@@ -45,7 +47,7 @@ CONTROL_BIT = 0x80
 MAGIC_SIZE = 8
 """Octets before a control frame that goes to the relay from a program's port, or back."""
 
-HEADER_4 = 8
+HEADER_4, HEADER_6 = 8, 20
 TAG_SIZE = 8
 DIRECT_SIZE = HEADER_4 + TAG_SIZE
 """Octets before a payload that goes past the relay."""
@@ -174,7 +176,7 @@ class Parts:
             return None
         other = self._open[key][1]
         joined = payload + other if header.part == 1 else other + payload
-        fits = len(joined) <= MOST_PAYLOAD
+        fits = len(joined) <= (MOST_PAYLOAD_6 if ":" in header.peer[0] else MOST_PAYLOAD)
         if not (peeked and fits):
             del self._open[key]
         return joined if fits else None

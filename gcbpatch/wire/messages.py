@@ -17,7 +17,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from ..addresses import Address
+from ..addresses import V4, Address
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Protocol = Annotated[int, Meta(ge=6, le=17)]
@@ -35,6 +35,8 @@ Wished = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 """A lifetime that is asked for (PCP's 32 bits); what is granted is a Lifetime."""
 Free = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Network = Annotated[str, Meta(max_length=64)]
+
+Family = Annotated[int, Meta(ge=0, le=6)]
 
 TCP, UDP = 6, 17
 
@@ -143,7 +145,8 @@ class HelloReply(Message, frozen=True):
     JOIN goes to ``relay_port`` at the host where HELLO went; ``public`` is the host of the
     broker's proxy addresses (a broker on a gateway is known inside by another one).
     ``free`` is how many more listeners it would take. HELLO is answered at the UDP port
-    ``second``, too, if that is not 0.
+    ``second``, too, if that is not 0. ``other`` is the broker's host of the other family, if
+    it has proxy addresses of both.
     """
 
     epoch: Short
@@ -153,6 +156,7 @@ class HelloReply(Message, frozen=True):
     public: Annotated[str, Meta(max_length=45)] = ""
     free: Free = 1
     second: Port = 0
+    other: Annotated[str, Meta(max_length=45)] = ""
 
 
 class Register(Message, frozen=True):
@@ -161,7 +165,8 @@ class Register(Message, frozen=True):
     ``wished`` is the port asked for, 0 for any. ``proxy`` and ``claim`` ask for a proxy
     address that this client held before. ``local`` are addresses at which the agent takes
     OPEN; ``nonce`` comes back in every CALL, which proves that the caller is the broker.
-    ``lifetime`` in seconds.
+    ``lifetime`` in seconds. ``family`` is that of the addresses which the listener can have
+    and show; with ANY it is left to the broker.
     """
 
     client: Id
@@ -175,6 +180,7 @@ class Register(Message, frozen=True):
     lifetime: Lifetime
     proxy: Endpoint | None = None
     claim: Claim = b""
+    family: Family = V4
 
 
 class RegisterReply(Message, frozen=True):

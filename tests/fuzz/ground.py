@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import gevent
 
 from brokerd.dispatch import Ask, Dispatcher, Identity, Question
+from brokerd.hosts import Hosts
 from brokerd.limits import Bounds, Limits
 from brokerd.pump import Pump
 from brokerd.registry import Ports, Registry
 from brokerd.relay import Relays
+from gcbpatch.addresses import Address
 from gcbpatch.errors import Status
 from gcbpatch.wire.auth import Keyring
 
@@ -27,15 +29,16 @@ class Opened:
     def __init__(self) -> None:
         self.ports: set[int] = set()
 
-    def open(self, port: int) -> bool:
+    def open(self, proxy: Address) -> bool:
         """Take a port."""
+        port = proxy[1]
         free = port not in self.ports
         self.ports.add(port)
         return free
 
-    def shut(self, port: int) -> None:
+    def shut(self, proxy: Address) -> None:
         """Give it back."""
-        self.ports.remove(port)
+        self.ports.remove(proxy[1])
 
 
 BROKER, HERE, NOW = "198.51.100.1", ("192.0.2.7", 40000), 90.0
@@ -63,8 +66,8 @@ def broker(keyring: Keyring, ask: Ask = _unasked) -> Iterator[Ground]:
     loop, limits, opened = gevent.get_hub().loop, Limits(Bounds()), Opened()
     pump = Pump(loop)
     relays = Relays(loop, pump, limits)
-    registry = Registry(BROKER, Ports(20000, 20099), 30, bytes(range(0x60, 0x80)), 0.0)
-    identity = Identity(BROKER, 65432, bytes(8), SECRET)
+    registry = Registry(Hosts((BROKER,)), Ports(20000, 20099), 30, bytes(range(0x60, 0x80)), 0.0)
+    identity = Identity(Hosts((BROKER,)), 65432, bytes(8), SECRET)
     dispatcher = Dispatcher(
         identity, keyring, limits, registry, relays, ask
     )

@@ -145,7 +145,7 @@ def test_an_ordinary_connection_that_no_listener_comes_to_is_reset_after_its_lim
         with socket.create_connection(door.getsockname()) as ordinary:
             accepted = door.accept()[0]
             accepted.setblocking(False)
-            ground.dispatcher.accepted(port, accepted, ordinary.getsockname(), NOW)
+            ground.dispatcher.accepted((BROKER, port), accepted, ordinary.getsockname(), NOW)
             pass_time(ground, NOW + ORDINARY_LIMIT - 0.001)
             assert not select.select([ordinary], [], [], 0)[0] and len(caller.questions) == 1
             pass_time(ground, NOW + ORDINARY_LIMIT)

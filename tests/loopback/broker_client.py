@@ -18,7 +18,7 @@ import threading
 import time
 from pathlib import Path
 
-from gcbpatch.addresses import Address
+from gcbpatch.addresses import V4, Address
 from gcbpatch.errors import Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Key
@@ -124,7 +124,7 @@ class Client:
     """One client with one UDP socket. Answers CALLs from a thread, which queues them."""
 
     def __init__(
-        self, broker: Address, key: Key | None = None, client: bytes = b"", host: str = "127.0.0.1"
+        self, broker: Address, key: Key | None = None, client: bytes = b"", host: str = ""
     ) -> None:
         self.broker = broker
         self.key = key
@@ -134,8 +134,9 @@ class Client:
         self.call_status = Status.SUCCESS
         # By transaction: a CALL that was sent again is the same CALL.
         self.called: set[int] = set()
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.bind((host, 0))
+        v6 = ":" in broker[0]
+        self.sock = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind((host or ("::1" if v6 else "127.0.0.1"), 0))
         self.sock.connect(broker)
         self._replies: dict[int, queue.Queue[bytes]] = {}
         self._thread = threading.Thread(target=self._receive, daemon=True)
@@ -224,10 +225,12 @@ class Client:
         local: tuple[Endpoint, ...] = (),
         network: str = "",
         protocol: int = TCP,
+        family: int = V4,
     ) -> Register:
         return Register(
             self.client, self.cookie, listener or os.urandom(16), protocol, wished,
             b"nonce..." , list(local), network, lifetime, proxy, claim,
+            family,
         )
 
     def register(self, listener: bytes = b"", **asked: object) -> RegisterReply:

@@ -19,7 +19,7 @@ STOPS = """
     from gcbpatch.sockets import listener as room
     taking = room.Listener.accepted
     def stop_once(self, fd, address, *rest):
-        if room.is_nudge(address):
+        if room.is_nudge(fd, address):
             room.Listener.accepted = taking
             print(os.getpid(), flush=True)
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import socket
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ from unittest import mock
 
 from brokerd import dispatch, relay, server
 from brokerd.dispatch import Dispatcher, Identity, Question
+from brokerd.hosts import Hosts
 from brokerd.limits import Bounds, Held, Limits
 from brokerd.registry import Ports, Refusal, Registry
 from brokerd.relay import Relays
@@ -89,7 +91,8 @@ class Kernel:
         self.open_ports: set[int] = set()
         self.strangers: set[int] = set()
 
-    def open(self, port: int) -> bool:
+    def open(self, proxy: Address) -> bool:
+        port = proxy[1]
         if port in self.open_ports:
             raise Violation(f"port {port} is opened twice")
         if port in self.strangers:
@@ -97,12 +100,14 @@ class Kernel:
         self.open_ports.add(port)
         return True
 
-    def shut(self, port: int) -> None:
-        self.open_ports.remove(port)
+    def shut(self, proxy: Address) -> None:
+        self.open_ports.remove(proxy[1])
 
 
 class Broker:
     """One address at which incarnations of a broker follow each other."""
+
+    family = socket.AF_INET
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -136,11 +141,13 @@ class Broker:
         self.socks: list[Sock] = []
         self.held.clear()
         self.quiet_until = 0.0 if first else self.now + LIFETIME
-        self.registry = Registry(HOST, Ports(*RANGE), LIFETIME, self._secret, self.quiet_until)
+        self.registry = Registry(
+            Hosts((HOST,)), Ports(*RANGE), LIFETIME, self._secret, self.quiet_until
+        )
         self.relays = Relays(None, self, self.limits)
         loop: Any = SimpleNamespace(io=lambda *_: SimpleNamespace(start=self._take_callback))
-        self._datagrams = server.Datagrams(loop, self, server.Complainer())  # type: ignore[arg-type]
-        identity = Identity(HOST, PORT, chance.randbytes(8), chance.randbytes(32))
+        self._datagrams = server.Datagrams(loop, [self], server.Complainer())  # type: ignore[list-item]
+        identity = Identity(Hosts((HOST,)), PORT, chance.randbytes(8), chance.randbytes(32))
         self._dispatcher = Dispatcher(
             identity, Keyring([]), self.limits, self.registry, self.relays, self._ask
         )
@@ -168,8 +175,8 @@ class Broker:
 
     # --- as a loop's watcher, a socket and a pump
 
-    def _take_callback(self, callback: Callable[[], None]) -> None:
-        self._readable = callback
+    def _take_callback(self, callback: Callable[[Any], None], sock: Any) -> None:
+        self._readable = lambda: callback(sock)
 
     def fileno(self) -> int:
         return 3
@@ -238,7 +245,7 @@ class Broker:
             sock.closed = True
             return
         self.socks.append(sock)
-        self._dispatcher.accepted(port, sock, peer, self.now)  # type: ignore[arg-type]
+        self._dispatcher.accepted((HOST, port), sock, peer, self.now)  # type: ignore[arg-type]
         self._flush()
 
     # --- the oracle

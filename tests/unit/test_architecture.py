@@ -11,9 +11,10 @@ HOUSES = ("gcbpatch", "brokerd", "dpfd")
 
 # What everything may stand on, and what the daemons may take from gcbpatch.
 GROUND = ("gcbpatch.addresses", "gcbpatch.errors", "gcbpatch.tree")
+OWN = ("gcbpatch.outlets", *GROUND)
 SHARED = (*GROUND, "gcbpatch.wire.*", "gcbpatch.config")
 SETTINGS = ("gcbpatch.config", "gcbpatch.routes", "gcbpatch.routefile", "gcbpatch.logs")
-PROGRAM = ("gcbpatch.sockets.*", "gcbpatch.agent.door", "gcbpatch.wire.*", *SETTINGS, *GROUND)
+PROGRAM = ("gcbpatch.sockets.*", "gcbpatch.agent.door", "gcbpatch.wire.*", *SETTINGS, *OWN)
 
 # The first pattern that fits a module says what it may import; what lies lower stands later.
 ARROWS: dict[str, tuple[str, ...]] = {
@@ -28,7 +29,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "gcbpatch.sockets.*": PROGRAM,
     "gcbpatch.agent.paths": ("gcbpatch.wire.*", "gcbpatch.routes", *GROUND),
     "gcbpatch.agent.memory": ("gcbpatch.agent.paths", "gcbpatch.wire.*", *GROUND),
-    "gcbpatch.agent.*": ("gcbpatch.agent.*", "gcbpatch.wire.*", *SETTINGS, *GROUND),
+    "gcbpatch.agent.*": ("gcbpatch.agent.*", "gcbpatch.wire.*", *SETTINGS, *OWN),
     "gcbpatch.config": ("gcbpatch.wire.*", "gcbpatch.routes", "gcbpatch.routefile", *GROUND),
     "gcbpatch.routefile": ("gcbpatch.routes", *GROUND),
     "gcbpatch.routes": GROUND,
@@ -37,6 +38,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "gcbpatch.addresses": ("gcbpatch.errors",),
     "gcbpatch.errors": (),
     "gcbpatch.tree": (),
+    "gcbpatch.outlets": (),
 }
 
 
@@ -59,8 +61,9 @@ ARROWS |= storeys(
     "relay",
     "crew worker",
     "channel proxies probes holds pump datagrams lines",
-    "refusals splitting config metrics limits cards",
+    "refusals splitting arrival config metrics limits cards",
     "registry arrange introductions drain",
+    "hosts",
 )
 ARROWS |= storeys(
     "dpfd",
@@ -85,6 +88,7 @@ RULES = Rules(
         "brokerd.registry",
         "brokerd.arrange",
         "brokerd.drain",
+        "brokerd.hosts",
         "dpfd.policy",
         "dpfd.pool",
         "dpfd.table",

@@ -9,6 +9,7 @@ import pytest
 
 from brokerd.arrange import Side, places
 from brokerd.cards import Cards
+from brokerd.hosts import Hosts
 from brokerd.registry import Listener, Ports, Refusal, Registry, Sender
 from gcbpatch.errors import Status
 from gcbpatch.wire.messages import UDP, Card, Endpoint, Introduce, Meet, Register
@@ -21,11 +22,11 @@ class Ground:
     """A broker with a port of A's and one of B's."""
 
     def __init__(self) -> None:
-        self.registry = Registry(HOST, Ports(20000, 20100), 30, bytes(32), 0.0)
+        self.registry = Registry(Hosts((HOST,)), Ports(20000, 20100), 30, bytes(32), 0.0)
         self.asked: list[tuple[Listener, Meet]] = []
         self.done: list[Callable[[Status], None]] = []
         self.stopped = 0
-        self.cards = Cards(HOST, self.registry, self._ask)
+        self.cards = Cards(Hosts((HOST,)), self.registry, self._ask)
         self.a, self.b = self._register(b"a", A), self._register(b"b", B)
 
     def _register(self, name: bytes, sender: Sender) -> Listener:

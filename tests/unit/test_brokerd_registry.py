@@ -7,7 +7,9 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
+from brokerd.hosts import Hosts
 from brokerd.registry import MOST_ATTEMPTS, MOST_IDLE, Listener, Ports, Refusal, Registry, Sender
+from gcbpatch.addresses import Address
 from gcbpatch.errors import Status
 from gcbpatch.wire.auth import Key
 from gcbpatch.wire.messages import TCP, Endpoint, Refresh, Register
@@ -18,7 +20,7 @@ LONGEST = 30
 KEYS = [None, Key(b"token of alice"), Key(b"token of bob")]
 
 
-def anywhere(port: int) -> bool:
+def anywhere(proxy: Address) -> bool:
     return True
 
 
@@ -45,7 +47,7 @@ def refresh_of(client: int, *listeners: int) -> Refresh:
 
 
 def registry(low: int = 10000, high: int = 10099, quiet_until: float = 0.0) -> Registry:
-    return Registry(HOST, Ports(low, high), LONGEST, SECRET, quiet_until)
+    return Registry(Hosts((HOST,)), Ports(low, high), LONGEST, SECRET, quiet_until)
 
 
 def enter(
@@ -82,9 +84,9 @@ def test_a_port_that_the_kernel_refuses_is_passed_over() -> None:
     here = registry()
     tried: list[int] = []
 
-    def odd(port: int) -> bool:
-        tried.append(port)
-        return port % 2 == 1
+    def odd(proxy: Address) -> bool:
+        tried.append(proxy[1])
+        return proxy[1] % 2 == 1
 
     assert here.register(register_of(), sender(), 0.0, 4, odd).proxy == (HOST, 10005)
     assert tried == [10004, 10005]
@@ -94,8 +96,8 @@ def test_the_kernel_is_not_asked_for_ever() -> None:
     here = registry(10000, 20000)
     tried: list[int] = []
 
-    def never(port: int) -> bool:
-        tried.append(port)
+    def never(proxy: Address) -> bool:
+        tried.append(proxy[1])
         return False
 
     assert status_of(
@@ -249,7 +251,8 @@ class Registering(RuleBasedStateMachine):
     def start(self, quiet: float) -> None:
         self.registry = registry(10000, 10009, quiet)
 
-    def open_port(self, port: int) -> bool:
+    def open_proxy(self, proxy: Address) -> bool:
+        port = proxy[1]
         assert port not in self.open, "a port is opened that is open"
         if port % 5 == 4:
             return False
@@ -279,7 +282,7 @@ class Registering(RuleBasedStateMachine):
         proxy, right = claim or (None, b"")
         asked = register_of(client, listener, wished, lifetime, proxy, right)
         try:
-            entered = self.registry.register(asked, sender(key), self.now, dice, self.open_port)
+            entered = self.registry.register(asked, sender(key), self.now, dice, self.open_proxy)
         except Refusal as refusal:
             assert refusal.status in (Status.NOT_AUTHORIZED, Status.NO_RESOURCES)
             return None

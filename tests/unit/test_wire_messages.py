@@ -104,6 +104,7 @@ def test_octet_strings_of_another_length_are_malformed(
 
 NUMBERS = [
     (Command.REGISTER, Q, "wished", 0, 65535),
+    (Command.REGISTER, Q, "family", 0, 6),
     (Command.HELLO, R, "relay_port", 0, 65535),
     (Command.HELLO, R, "free", 0, 2**31 - 1),
     (Command.PROBE, Q, "protocol", 6, 17),
