@@ -29,6 +29,7 @@ what the gateway uses.  [auto]")
 @click.option("--token-file", metavar="FILE", help="Tokens of clients, one 'name token' a line.")
 @click.option("--wish", metavar="any|refuse", help="What a client gets that cannot have the \
 public port that it wishes for: any other, or none.  [any]")
+@click.option("--standard-clients", is_flag=True, default=None, help="Answer NAT-PMP and PCP.")
 @click.option("--lifetime", type=int, metavar="SECONDS", help="The longest lease.  [30]")
 @click.option("--reconcile-interval", type=float, metavar="SECONDS", help="How often what \
 others did to the rules is put right.  [60]")

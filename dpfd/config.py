@@ -34,7 +34,8 @@ class Config:
     ``report_interval`` how often the log says how many were, and what CPU time dpfd took.
     ``reconcile_interval`` in seconds. ``wish`` is what a client gets that
     cannot have the public port wished for: any other, or a refusal. ``allow`` says who may map
-    what. The rest are limits.
+    what. With ``standard_clients`` NAT-PMP and PCP are answered, for ``standard_lifetime``
+    seconds at most. The rest are limits.
     """
 
     private: str = ""
@@ -58,6 +59,8 @@ class Config:
     idle: float = 120.0
     half_frame: float = 5.0
     wish: str = "any"
+    standard_clients: bool = False
+    standard_lifetime: int = 7200
     allow: tuple[Allowance, ...] = (Allowance(),)
     log: str = "INFO"
 
@@ -88,6 +91,12 @@ def _text(value: Any) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ValueError(f"{value!r} is no text; a name or a path would be right")
     return value.strip()
+
+
+def _yes_or_no(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
 
 
 def _number(low: float, high: float, kind: type[int] | type[float]) -> Callable[[Any], Any]:
@@ -195,6 +204,8 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "sessions_per_host": _COUNT,
     "idle": _number(1, 86400, float),
     "half_frame": _number(0.1, 3600, float),
+    "standard_clients": _yes_or_no,
+    "standard_lifetime": _number(1, 86400, int),
     "wish": _one_of(WISHES, str.lower),
     "allow": _allow,
     "log": _one_of(LEVELS, str.upper),

@@ -21,9 +21,10 @@ from gcbpatch.config import read_tokens
 from gcbpatch.errors import ConfigError, GcbError
 from gcbpatch.wire.auth import Keyring
 
-from . import others, privileges
+from . import natpmp, others, privileges, standard
 from .config import Config
-from .dispatch import Dispatcher, Senses
+from .dispatch import Dispatcher
+from .grants import Senses
 from .kernel import choice, host
 from .kernel.firewall import Firewall
 from .kernel.port import KernelPort, Layout
@@ -35,7 +36,7 @@ from .others import Standing
 from .policy import Policy
 from .pool import Pool
 from .reconcile import diff
-from .server import Limits, Server
+from .server import Complaints, Limits, Server
 from .table import Mapping, Table
 from .upkeep import Upkeep
 
@@ -86,17 +87,26 @@ class Gateway:
         self.dispatcher = Dispatcher(self.mappings, policy, senses, keyring)
         self._greenlets: list[gevent.Greenlet] = []
         self._server: Server | None = None
+        self._standard: standard.Server | None = None
 
-    def start(self, listener: gevent.socket.socket) -> None:
-        """Make the kernel agree with the mirror, then serve. Raises KernelError, MirrorError."""
+    def start(
+        self, listener: gevent.socket.socket, datagrams: gevent.socket.socket | None = None
+    ) -> None:
+        """Make the kernel agree with the mirror, then serve; by NAT-PMP and PCP if so wished.
+
+        Raises KernelError and MirrorError.
+        """
         self.mappings.load(time.monotonic(), self.dispatcher.policy)
         self.mappings.reconcile()
         config = self._config
         limits = Limits(config.sessions, config.sessions_per_host, config.idle, config.half_frame)
         self._server = Server(listener, self.dispatcher.answer, limits)
         self._server.start()
+        if datagrams is not None:
+            self._standard = self._serve_standard(datagrams)
         for mapping in self.table:
-            self.liveness.watch(mapping)
+            if mapping.management[1]:
+                self.liveness.watch(mapping)
         self._greenlets = [
             gevent.spawn(work)
             for work in (self.liveness.run, self.mirror.keep_durable, self._expire, self._report)
@@ -106,6 +116,8 @@ class Gateway:
         """End sessions, close the mirror; the kernel's rules stay."""
         if self._server is not None:
             self._server.stop()
+        if self._standard is not None:
+            self._standard.stop()
         gevent.killall(self._greenlets)
         with gevent.Timeout(STOP_PATIENCE, False), self.mappings.one_at_a_time():
             pass
@@ -119,6 +131,14 @@ class Gateway:
             log.error("the tokens stay as they were: %s", error)
         else:
             log.info("the tokens were read again")
+
+    def _serve_standard(self, datagrams: gevent.socket.socket) -> standard.Server:
+        epoch = standard.epoch_since(self.mirror.born(int(time.time())))
+        lifetime = self._config.standard_lifetime
+        answers = standard.Standard(self.dispatcher.grants, lifetime, epoch, Complaints().about)
+        made = standard.Server(datagrams, answers)
+        made.start()
+        return made
 
     def _report(self) -> None:
         while True:
@@ -156,7 +176,8 @@ def run(config: Config) -> None:
         log.info("back end %s: %s", *chosen)
         choice.clear_other(chosen.name, layout)
         ground.ensure_accepted()
-        gateway.start(listener)
+        datagrams = _datagrams(config, private[0].host) if config.standard_clients else None
+        gateway.start(listener, datagrams)
         privileges.drop()
         ground.begin()
         if not config.token_file:
@@ -174,6 +195,10 @@ def run(config: Config) -> None:
         gateway.stop()
         ground.close()
         standing.close()
+
+
+def _datagrams(config: Config, private: str) -> gevent.socket.socket:
+    return host.datagrams((private, natpmp.PORT), config.private)
 
 
 def flush(config: Config) -> None:

@@ -7,11 +7,10 @@ mapping but by mappings, which keeps the three representations together.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from gcbpatch.addresses import Address, format_address, is_wildcard
+from gcbpatch.addresses import format_address
 from gcbpatch.errors import RemoteProtocolError, Status
 from gcbpatch.wire.auth import Key, Keyring, reply_to
 from gcbpatch.wire.codec import Frame, Kind, message_of
@@ -31,30 +30,13 @@ from gcbpatch.wire.messages import (
     Unforward,
 )
 
+from .grants import Grants, Senses
 from .kernel.port import KernelError
-from .liveness import Answer
 from .mappings import Mappings
 from .mirror import MirrorError
-from .policy import Allowance, Asker, Policy, Refused
-from .table import Mapping
+from .policy import Asker, Policy, Refused
 
 log = logging.getLogger("dpfd")
-
-
-@dataclass(frozen=True, slots=True)
-class Senses:
-    """What the mappings need of the world, handed in.
-
-    ``chance`` gives random numbers; ``port_in_use`` says whether the gateway itself uses a
-    public address; ``probe`` asks a client's management socket; ``watch`` is told of every
-    mapping that is new.
-    """
-
-    chance: Callable[[], int]
-    port_in_use: Callable[[int, Address], bool]
-    probe: Callable[[Mapping], Answer]
-    watch: Callable[[Mapping], None]
-    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(slots=True)
@@ -91,6 +73,7 @@ class Dispatcher:
         self.policy = policy
         self.senses = senses
         self.keyring = keyring
+        self.grants = Grants(mappings, policy, senses)
 
     def answer(self, frame: Frame, peer: Peer) -> Outcome:
         """Carry out a request and return its reply; raises nothing for what a client sends."""
@@ -143,19 +126,9 @@ def open_session(dispatcher: Dispatcher, peer: Peer, request: Session) -> Sessio
 
 
 def forward(dispatcher: Dispatcher, peer: Peer, request: Forward) -> ForwardReply:
-    """FORWARD: set a mapping, or refresh it.
-
-    A dead listener that held the same inside address is succeeded: its public address goes to
-    the new one unless that wishes for another. A living one keeps its mapping, and the new one
-    gets a public address of its own: they share the port by SO_REUSEPORT, or the old one has
-    only just been closed.
-    """
+    """FORWARD: set a mapping, or refresh it."""
     allowance = dispatcher.policy.check(request, peer.asker)
-    predecessor = _dead_holder(dispatcher, request)
-    with dispatcher.mappings.one_at_a_time():
-        mapping = _refreshed(dispatcher, request)
-        mapping = mapping or _new(dispatcher, request, allowance, predecessor)
-    dispatcher.senses.watch(mapping)
+    mapping = dispatcher.grants.grant(request, allowance)
     return ForwardReply(Endpoint.of(mapping.public), mapping.lifetime)
 
 
@@ -198,106 +171,3 @@ _HANDLERS: dict[int, Callable[..., Message]] = {
     Command.RENEW: renew,
     Command.QUERY: query,
 }
-
-
-def _dead_holder(dispatcher: Dispatcher, request: Forward) -> Mapping | None:
-    """Return another client's mapping to the same inside address, if that one is dead.
-
-    The oldest is asked, since each costs a round trip; what a client itself has left behind,
-    it removes itself.
-    """
-    table = dispatcher.mappings.table
-    if table.get((request.client, request.listener)) is not None:
-        return None
-    holders = table.at_inside(request.protocol, request.inside.address)
-    others = [mapping for mapping in holders if mapping.client != request.client]
-    for mapping in others[:1]:
-        if dispatcher.senses.probe(mapping) in (Answer.REFUSED, Answer.WRONG):
-            return mapping
-    return None
-
-
-def _refreshed(dispatcher: Dispatcher, request: Forward) -> Mapping | None:
-    """Return the owner's mapping with what the request says anew; None if it must move."""
-    mappings = dispatcher.mappings
-    old = mappings.table.get((request.client, request.listener))
-    if old is None or (old.protocol, old.inside) != (request.protocol, request.inside.address):
-        return None
-    fresh = replace(
-        old,
-        management=request.management.address,
-        nonce=request.nonce,
-        lifetime=dispatcher.policy.lifetime(request.lifetime),
-    )
-    if fresh == old:
-        mappings.table.renew(old.owner, dispatcher.senses.clock())
-    else:
-        mappings.put(fresh, old, dispatcher.senses.clock())
-    return fresh
-
-
-def _new(
-    dispatcher: Dispatcher, request: Forward, allowance: Allowance, predecessor: Mapping | None
-) -> Mapping:
-    """Set a mapping in the place of the owner's own one elsewhere, or of a dead predecessor."""
-    mappings = dispatcher.mappings
-    owner = request.client, request.listener
-    if predecessor is not None and mappings.table.get(predecessor.owner) != predecessor:
-        predecessor = None
-    old = mappings.table.get(owner) or predecessor
-    if old is None:
-        table = mappings.table
-        counts = table.count_of(request.client), table.count_at(request.inside.host), len(table)
-        dispatcher.policy.check_room(allowance, *counts)
-    mapping = Mapping(
-        client=request.client,
-        listener=request.listener,
-        protocol=request.protocol,
-        public=_public_address(dispatcher, request, allowance, old),
-        inside=request.inside.address,
-        management=request.management.address,
-        nonce=request.nonce,
-        lifetime=dispatcher.policy.lifetime(request.lifetime),
-    )
-    mappings.put(mapping, old, dispatcher.senses.clock())
-    log.info("%s set, for %d s", mapping, mapping.lifetime)
-    return mapping
-
-
-def _public_address(
-    dispatcher: Dispatcher, request: Forward, allowance: Allowance, old: Mapping | None
-) -> Address:
-    """Choose a public address: the wish, the old one, any. Raises Refused.
-
-    Who wishes for a port, where wishes are fulfilled or refused, gets that port or nothing.
-    """
-    wish = request.wished.address if request.wished else ("0.0.0.0", 0)
-    strict = dispatcher.policy.refuses and wish[1] != 0
-    wishes = [wish, old.public] if old is not None else [wish]
-    pool, chance = dispatcher.mappings.pool, dispatcher.senses.chance()
-    if old is None and dispatcher.mappings.table.count_in(request.protocol) >= pool.size:
-        raise Refused(Status.NO_RESOURCES, f"all {pool.size} public addresses are mapped")
-    for candidate in pool.candidates(wishes, chance):
-        if strict and not _fulfils(candidate, wish):
-            break
-        free = allowance.gives(candidate)
-        if free and _is_free(dispatcher, request.protocol, candidate, old):
-            return candidate
-    if strict:
-        problem = f"{format_address(wish)}, which was wished for, cannot be had"
-        raise Refused(Status.CANNOT_PROVIDE_EXTERNAL, problem)
-    raise Refused(Status.NO_RESOURCES, f"none of {pool.size} public addresses is free")
-
-
-def _fulfils(public: Address, wish: Address) -> bool:
-    return public[1] == wish[1] and (is_wildcard(wish[0]) or public[0] == wish[0])
-
-
-def _is_free(dispatcher: Dispatcher, protocol: int, public: Address, old: Mapping | None) -> bool:
-    mappings = dispatcher.mappings
-    holder = mappings.table.at_public(protocol, public)
-    if holder is not None:
-        return old is not None and holder.owner == old.owner
-    return not mappings.claimed(protocol, public) and not dispatcher.senses.port_in_use(
-        protocol, public
-    )

@@ -112,6 +112,17 @@ class Mirror:
         query = "SELECT value FROM meta WHERE name = 'epoch'"
         return bytes(self._connection.execute(query).fetchone()[0])
 
+    def born(self, now: int) -> int:
+        """Return since when this mirror has kept what is in it; ``now`` if it does not know yet.
+
+        Seconds by the clock on the wall. Raises MirrorError.
+        """
+        with self._change() as connection:
+            known = (str(now).encode(),)
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('born', ?)", known)
+            query = "SELECT value FROM meta WHERE name = 'born'"
+            return int(connection.execute(query).fetchone()[0])
+
     def mappings(self) -> list[Mapping]:
         """Return all mappings. Raises MirrorError."""
         try:

@@ -84,8 +84,7 @@ class Policy:
 
     def check(self, request: Forward, asker: Asker) -> Allowance:
         """Return what is allowed to the asker; raise Refused unless the request is within."""
-        if request.protocol not in (TCP, UDP):
-            raise Refused(Status.UNSUPPORTED, f"protocol {request.protocol} is not mapped here")
+        self.check_protocol(request.protocol)
         for what, endpoint in (("inside", request.inside), ("management", request.management)):
             if not endpoint.port:
                 raise Refused(Status.MALFORMED, f"{what} port 0 is no listener's")
@@ -94,6 +93,11 @@ class Policy:
         if request.management.host != asker.host:
             raise _not_own("management", request.management.host, asker)
         return self.check_inside(request.inside.address, asker)
+
+    def check_protocol(self, protocol: int) -> None:
+        """Raise Refused for what is not mapped here."""
+        if protocol not in (TCP, UDP):
+            raise Refused(Status.UNSUPPORTED, f"protocol {protocol} is not mapped here")
 
     def check_inside(self, inside: Address, asker: Asker) -> Allowance:
         """Return what is allowed to the asker; raise Refused if this may not be mapped."""

@@ -76,15 +76,26 @@ def listen(address: Address, interface: str) -> socket.socket:
 
     Raises ConfigError.
     """
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener = _bound(socket.SOCK_STREAM, address, interface)
+    listener.listen(1024)
+    return listener
+
+
+def datagrams(address: Address, interface: str) -> socket.socket:
+    """Return a UDP socket that takes what arrives on ``interface``. Raises ConfigError."""
+    return _bound(socket.SOCK_DGRAM, address, interface)
+
+
+def _bound(kind: int, address: Address, interface: str) -> socket.socket:
+    made = socket.socket(socket.AF_INET, kind)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if kind == socket.SOCK_STREAM:
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # A packet from outside may carry a private destination: the address is no proof.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
-        listener.bind(address)
-        listener.listen(1024)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+        made.bind(address)
     except OSError as error:
-        listener.close()
+        made.close()
         where = f"{address[0]}:{address[1]} on {interface}"
         raise ConfigError(f"cannot listen at {where}: {error.strerror}") from error
-    return listener
+    return made

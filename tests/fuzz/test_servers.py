@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from brokerd.server import bare_status
 from dpfd.dispatch import Dispatcher as GatewayDispatcher
-from dpfd.dispatch import Mappings, Peer, Senses
+from dpfd.dispatch import Peer
+from dpfd.grants import Senses
 from dpfd.kernel.fake import FakeKernel
 from dpfd.liveness import Answer
+from dpfd.mappings import Mappings
 from dpfd.mirror import Mirror
 from dpfd.policy import Policy
 from dpfd.pool import Pool

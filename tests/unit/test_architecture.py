@@ -71,11 +71,12 @@ ARROWS |= storeys(
     "cli",
     "daemon",
     "server upkeep",
-    "dispatch",
+    "dispatch standard",
+    "grants",
     "mappings liveness",
     "mirror kernel.*",
     "config faults privileges others",
-    "policy pool table reconcile",
+    "policy pool table reconcile natpmp pcp",
 )
 
 RULES = Rules(
@@ -93,6 +94,8 @@ RULES = Rules(
         "dpfd.pool",
         "dpfd.table",
         "dpfd.reconcile",
+        "dpfd.natpmp",
+        "dpfd.pcp",
     ),
     # The agent is never patched; python-iptables runs modprobe when imported.
     banned={"gcbpatch.agent.*": ("gevent",)},

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dpfd.dispatch import Dispatcher, Outcome, Peer, Senses
+from dpfd.dispatch import Dispatcher, Outcome, Peer
+from dpfd.grants import Senses
 from dpfd.kernel.fake import FakeKernel
 from dpfd.kernel.port import Claim
 from dpfd.liveness import Answer
@@ -60,7 +61,7 @@ class World:
         self.mappings = Mappings(self.table, self.mirror, self.kernel, pool)
         senses = Senses(
             chance=lambda: 0,
-            port_in_use=lambda _, public: public in self.in_use,
+            port_in_use=lambda _, address: address in self.in_use,
             probe=lambda mapping: self.answers.get(mapping.listener, Answer.PROVED),
             watch=self.watched.append,
             clock=lambda: self.now,
