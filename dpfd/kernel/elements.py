@@ -41,11 +41,11 @@ class Element(NamedTuple):
     def __str__(self) -> str:
         return f"{format_address(self.place)} to {format_address(self.to)}"
 
-    def shown(self, *, whole: bool) -> str:
-        """Return the key, or key and value, as nft writes them."""
+    def shown(self, lease: int) -> str:
+        """Return the key as nft writes it; with a lease (seconds), the whole element."""
         protocol = {6: "tcp", 17: "udp"}.get(self.protocol, str(self.protocol))
         key = " . ".join([protocol, self.place[0], str(self.place[1])])
-        return f"{key} : {self.to[0]} . {self.to[1]}" if whole else key
+        return f"{key} timeout {lease}s : {self.to[0]} . {self.to[1]}" if lease else key
 
     @property
     def key(self) -> bytes:

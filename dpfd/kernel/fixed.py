@@ -36,6 +36,8 @@ class FixedPart:
         self._netlink = netlink
         self.layout = layout
         self._whole: list[bytes] | None = None
+        self.was_remade = False
+        """Whether it had been damaged, so that mappings may be missing as well."""
 
     def settle(self) -> int:
         """Make whole what is not; return the generation at which it is. Raises KernelError."""
@@ -86,6 +88,7 @@ class FixedPart:
         if not self._whole:
             raise KernelError(f"nftables: table {ruleset.TABLE} is not there after it was made")
         if again:
+            self.was_remade = True
             log.warning("others had changed table ip %s; it is whole again", ruleset.TABLE)
 
     def _look(self) -> list[bytes]:

@@ -11,6 +11,7 @@ rules in them. Neither world is brought into being by looking at it.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +85,8 @@ class ForwardAccept:
                 yield from (" ".join(_xt(tool, "-I", args)) for args in self._xt_rules())
             else:
                 for protocol in PROTOCOLS:
-                    yield f"insert rule {' '.join(chain.path)} {self._shown(protocol)}"
+                    words = f"insert rule {' '.join(chain.path)} {self._shown(protocol)}"
+                    yield f"nft {shlex.quote(words)}"
         if table_exists("filter"):
             rules = self._xt_rules()
             yield from (" ".join(_xt("iptables-legacy", "-I", args)) for args in rules)

@@ -47,6 +47,7 @@ class Iptables:
         self._unchecked = True
         self._proved: set[int] = set()
         self._seen: bytes | None = None
+        self._damaged = False
 
     def close(self) -> None:
         """Nothing is held."""
@@ -55,6 +56,7 @@ class Iptables:
         """Return dpfd's rules. Raises KernelError."""
         self._unchecked = True
         self._proved.clear()
+        self._seen, self._damaged = None, False
         if not legacy.table_exists("nat"):
             return Reading((), ())
         found = [
@@ -66,6 +68,7 @@ class Iptables:
     def apply(self, adds: Collection[Rule], removes: Collection[Rule]) -> None:
         """Set and remove rules in one commit. Raises KernelError."""
         with self._open() as nat:
+            self._damaged = self.disturbed()
             self._prepare(nat)
             for rule in removes:
                 _remove(nat, rule)
@@ -81,8 +84,9 @@ class Iptables:
         """Rules of iptables have no end of their own."""
 
     def disturbed(self) -> bool:
-        """Return whether the table is not as it was left: its number of rules, its hooks."""
-        return self._seen is not None and self._seen != legacy.signature("nat")
+        """Return whether others have changed the table since read(): its size, its hooks."""
+        changed = self._seen is not None and self._seen != legacy.signature("nat")
+        return self._damaged or changed
 
     def flush(self) -> None:
         """Remove everything of dpfd's. Raises KernelError."""
@@ -103,15 +107,16 @@ class Iptables:
         self._unchecked = True
 
     def plan(self, adds: Collection[Rule], removes: Collection[Rule]) -> Iterator[str]:
-        """Yield what apply() would do, as arguments of iptables-legacy -t nat."""
+        """Yield what apply() would do to others' chains, and which mappings it would change."""
+        tool = "iptables-legacy -w -t nat"
         for builtin, name in _JUMPS.items():
-            yield f"-I {builtin} -j {name}"
+            yield f"{tool} -I {builtin} -j {name}"
         for verb, rules in (("-D", removes), ("-A", adds)):
             for rule in rules:
                 kind, (host, port) = ("udp" if rule.protocol == UDP else "tcp"), rule.public
                 to = f"{rule.inside[0]}:{rule.inside[1]}"
                 where = f"{blocks.block(rule)} -d {host} -p {kind} --dport {port}"
-                yield f"{verb} {where} -j DNAT --to-destination {to}"
+                yield f"{tool} {verb} {where} -j DNAT --to-destination {to}"
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[Any]:

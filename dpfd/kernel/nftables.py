@@ -13,6 +13,7 @@ read back. Everything is in the table ``ip dpfd``; no other is ever touched.
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Collection, Iterable, Iterator
 from typing import TypeVar
 
@@ -52,6 +53,7 @@ class Nftables:
 
     def read(self) -> Reading:
         """Return dpfd's rules. Raises KernelError."""
+        self._fixed.was_remade = False
         rules = [Rule(*one) for one in self._dump(ruleset.PORTS) if one.place in self._layout]
         entries = [(one.place, one.to) for one in self._dump(ruleset.SOURCES)]
         self._sources = Sources(rules, [entry for entry in entries if entry[1] in self._layout])
@@ -83,10 +85,9 @@ class Nftables:
 
     def disturbed(self) -> bool:
         """Return whether others damaged the chains; if nothing has changed nothing is looked at."""
-        generation = self._fixed.generation()
-        if self._generation in (None, generation):
-            return False
-        return self._fixed.damaged()
+        if self._generation is None or self._fixed.was_remade:
+            return self._fixed.was_remade
+        return self._generation != self._fixed.generation() and self._fixed.damaged()
 
     def flush(self) -> None:
         """Remove the table. Raises KernelError."""
@@ -101,11 +102,17 @@ class Nftables:
         self._generation = None
 
     def plan(self, adds: Collection[Rule], removes: Collection[Rule]) -> Iterator[str]:
-        """Yield what apply() would do, as commands of nft."""
+        """Yield what apply() would do, as commands for a shell."""
+        for line in self._planned(adds, removes):
+            yield f"nft {shlex.quote(line)}"
+
+    def _planned(self, adds: Collection[Rule], removes: Collection[Rule]) -> Iterator[str]:
+        changes, lease = self._sources.changes(adds, removes), self._layout.lease
         yield from self._fixed.script().splitlines()
-        changes = self._sources.changes(adds, removes)
-        yield from _planned("delete", map(_element, removes), map(_source, changes.removes))
-        yield from _planned("add", map(_element, adds), map(_source, changes.adds))
+        yield from _written("delete", ruleset.SOURCES, map(_source, changes.removes), 0)
+        yield from _written("delete", ruleset.PORTS, map(_element, removes), 0)
+        yield from _written("add", ruleset.SOURCES, map(_source, changes.adds), lease)
+        yield from _written("add", ruleset.PORTS, map(_element, adds), lease)
 
     def _commit(self, adds: Collection[Rule], removes: list[Rule]) -> None:
         changes = self._sources.changes(adds, removes)
@@ -195,11 +202,9 @@ def _pieces(whole: list[_T], size: int) -> Iterator[list[_T]]:
         yield whole[start : start + size]
 
 
-def _planned(verb: str, ports: Iterable[Element], sources: Iterable[Element]) -> Iterator[str]:
-    for name, listed in ((ruleset.PORTS, ports), (ruleset.SOURCES, sources)):
-        for one in listed:
-            shown = one.shown(whole=verb == "add")
-            yield f"{verb} element ip {ruleset.TABLE} {name} {{ {shown} }}"
+def _written(verb: str, name: str, listed: Iterable[Element], lease: int) -> Iterator[str]:
+    for one in listed:
+        yield f"{verb} element ip {ruleset.TABLE} {name} {{ {one.shown(lease)} }}"
 
 
 def _next(generation: int) -> int:

@@ -20,6 +20,7 @@ from gcbpatch.errors import RefusedError
 from gcbpatch.wire.messages import TCP
 from tests.loopback.gateway_client import GatewayClient, Management, random_id
 from tests.netns.lab import Gateway, Host, Program
+from tests.netns.lab.program import HANG_LIMIT
 from tests.netns.talk import dial, listen
 
 INSIDE = "10.1.0.0/24"
@@ -73,7 +74,9 @@ class Client:
         return reply.public.address
 
     def accept(self) -> tuple[socket.socket, Address]:
-        return self.listener.accept()
+        connection, peer = self.listener.accept()
+        connection.settimeout(HANG_LIMIT)
+        return connection, peer
 
 
 def table(client: Client, addresses: list[Address]) -> Forwards:

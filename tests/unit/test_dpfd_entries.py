@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dpfd.kernel import blocks
 from dpfd.kernel.entries import parse_entry
 from dpfd.kernel.port import Claim
 from dpfd.reconcile import Rule
@@ -91,3 +92,11 @@ def test_damaged_entries_are_refused_or_read(data: st.DataObject) -> None:
         parse_entry(bytes(whole[:cut]))
     except ValueError:
         return
+
+
+@pytest.mark.parametrize("protocol", [6, 17])
+def test_a_mapping_reads_as_it_was_written(protocol: int) -> None:
+    rule = Rule(protocol, ("198.51.100.1", 20000), ("10.1.0.2", 65535))
+    assert parse_entry(blocks.forward(rule)).rule() == rule
+    assert blocks.block(rule) == ("DPFD-U-C6336401-4E" if protocol == 17 else "DPFD-C6336401-4E")
+    assert parse_entry(blocks.block_jump(blocks.block(rule))).ports == ((19968, 20223),)
