@@ -223,3 +223,122 @@ for first in b"GET / HTTP/1.0\\r\\n\\r\\n", b"":
         broker,
         tmp_path / "log",
     )
+
+
+def test_streams_of_asyncio_begin_tls_in_the_midst(
+    contexts: str, broker: Broker, tmp_path: Path
+) -> None:
+    said = same(
+        contexts
+        + """
+import asyncio
+BLOCK = bytes(range(256)) * 4000
+async def serve(reader, writer):
+    try:
+        assert await reader.readline() == b"STARTTLS\\n"
+        writer.write(b"ready\\n")
+        await writer.drain()
+        await writer.start_tls(server_context())
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    except OSError as error:
+        say("server:", type(error).__name__)
+    finally:
+        writer.close()
+async def begin(address, name):
+    reader, writer = await asyncio.open_connection(*address)
+    writer.write(b"STARTTLS\\n")
+    assert await reader.readline() == b"ready\\n"
+    await writer.start_tls(client_context(), server_hostname=name)
+    return reader, writer
+async def converse(address, name):
+    reader, writer = await begin(address, name)
+    tls = writer.get_extra_info("ssl_object")
+    peer = writer.get_extra_info("peername") == address
+    async def send():
+        writer.write(BLOCK)
+        await writer.drain()
+    sending = asyncio.create_task(send())
+    got = await reader.readexactly(len(BLOCK))
+    await sending
+    writer.close()
+    names = writer.get_extra_info("peercert")["subjectAltName"]
+    return got == BLOCK, peer, tls.version(), tls.server_hostname, names
+async def main():
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = server.sockets[0].getsockname()
+        say(await asyncio.gather(*(converse(address, "localhost") for _ in range(5))))
+        try:
+            await begin(address, "name.test")
+        except ssl.SSLCertVerificationError as error:
+            say(error.verify_message)
+asyncio.run(main())
+""",
+        broker,
+        tmp_path / "log",
+    )
+    assert said.count("(True, True, 'TLSv1.3', 'localhost'") == 5
+    assert "Hostname mismatch" in said
+
+
+def test_a_transport_of_asyncio_is_given_to_tls_by_either_side(
+    contexts: str, broker: Broker, tmp_path: Path
+) -> None:
+    said = same(
+        contexts
+        + """
+import asyncio
+class Server(asyncio.Protocol):
+    def connection_made(self, transport):
+        self.transport, self.got = transport, []
+    def data_received(self, data):
+        self.got.append(data)
+        if data == b"STARTTLS":
+            self.transport.write(b"ready")
+            self.task = asyncio.create_task(self.begin())
+        else:
+            self.transport.write(data.upper())
+    async def begin(self):
+        loop = asyncio.get_running_loop()
+        self.transport = await loop.start_tls(
+            self.transport, self, server_context(), server_side=True
+        )
+        self.transport.write(b"welcome")
+class Client(asyncio.Protocol):
+    def __init__(self):
+        self.told = asyncio.Queue()
+    def data_received(self, data):
+        self.told.put_nowait(data)
+    def connection_lost(self, error):
+        self.told.put_nowait(error)
+async def main():
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(Server, "127.0.0.1", 0)
+    for given in True, False:
+        address = server.sockets[0].getsockname()
+        if given:
+            sock = socket.socket()
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+            plain, client = await loop.create_connection(Client, sock=sock)
+        else:
+            plain, client = await loop.create_connection(Client, *address)
+        plain.write(b"STARTTLS")
+        say(await client.told.get())
+        tls = await loop.start_tls(
+            plain, client, client_context(), server_hostname="localhost"
+        )
+        say(await client.told.get())
+        tls.write(b"hello")
+        say(await client.told.get(), tls.get_extra_info("peername") == address)
+        say(tls.get_extra_info("cipher")[1])
+        tls.close()
+        say(await client.told.get())
+    server.close()
+asyncio.run(main())
+""",
+        broker,
+        tmp_path / "log",
+    )
+    assert said == "b'ready'\nb'welcome'\nb'HELLO' True\nTLSv1.3\nNone\n" * 2
