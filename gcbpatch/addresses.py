@@ -123,10 +123,16 @@ def pack_host(host: str) -> bytes:
 
 
 def unpack_host(octets: bytes) -> str:
-    """Return 4 or 16 octets as an IP literal; raises ValueError for any other number."""
+    """Return 4 or 16 octets as an IP literal; raises ValueError for any other number.
+
+    In the form in which sockets tell it: a mapped IPv4 host in dotted numbers, which ipaddress
+    writes so from Python 3.13 on.
+    """
     if len(octets) == 4:
         return ".".join(map(str, octets))
-    return str(ipaddress.ip_address(octets))
+    address = ipaddress.IPv6Address(octets)
+    mapped = address.ipv4_mapped
+    return str(address) if mapped is None else f"::ffff:{mapped}"
 
 
 def parse_port(text: str, what: str = "port") -> int:

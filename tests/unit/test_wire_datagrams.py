@@ -78,7 +78,7 @@ def test_the_examples_show_every_kind_of_ipv4_and_one_of_ipv6() -> None:
 
 
 @pytest.mark.parametrize(
-    "peer", [PEER, ("2001:db8::7", 1), ("0.0.0.0", 65535), ("::ffff:102:304", 9)]
+    "peer", [PEER, ("2001:db8::7", 1), ("0.0.0.0", 65535), ("::ffff:1.2.3.4", 9)]
 )
 def test_what_is_built_is_read(peer: tuple[str, int]) -> None:
     assert parse(whole(peer) + b"x").peer == peer
