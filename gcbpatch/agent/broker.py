@@ -48,9 +48,9 @@ from .control import Control, Unreachable
 from .halves import Halves
 from .heart import Heart
 from .listeners import Listener
-from .mapping import Mapping
 from .reachability import Reachability
 from .registrants import Collection, Registrant
+from .standing import Standing
 from .tasks import Tasks
 
 log = logging.getLogger("gcbpatch.agent")
@@ -95,7 +95,6 @@ class Broker:
         self._client = client
         self._config = config
         self._listeners = listeners
-        self._reception_port = reception_port
         self._on_call = on_call
         self._on_left = on_left
         self.is_configured = True
@@ -106,12 +105,14 @@ class Broker:
         self.control = Control(address, client, self.key, self._answer_call)
         self.halves = Halves(lambda: self.relay, client, self.key)
         """Connections that wait at its relay."""
-        self.mapping = Mapping(client, self.key)
         self.unsupported: set[int] = set()
         """Protocols that it would not register when it was last asked."""
         self._mine: set[bytes] = set()
         self._tasks = Tasks()
         self._reachability = Reachability(self.control, client, config)
+        self.standing = Standing(
+            self.control, self._reachability, client, self.key, reception_port
+        )
         self._unreachable = False
         self._answered = asyncio.get_running_loop().time()
         self._heart = Heart(config.lifetime, self._beat)
@@ -179,10 +180,6 @@ class Broker:
         """Seconds to wait: a broker that has been silent gets one try, not a program's time."""
         return 0.3 if self._unreachable else self._config.patience
 
-    def local_endpoints(self) -> list[Endpoint]:
-        """Where another agent may dial this one."""
-        return [Endpoint(self.control.local_host, self._reception_port)]
-
     async def reach(self) -> bool:
         """Return whether the broker answers; greets it if it has not been greeted."""
         if self.answers:
@@ -225,13 +222,14 @@ class Broker:
         once: listen() takes no longer than it must.
         """
         self.adopt(one)
-        self.mapping.look(self.control)
+        self.standing.look(self.patience)
         if not self._reachability.is_asked(one):
             return await self._register(one)
         looking = asyncio.ensure_future(self._look(one))
         try:
             if self._reachability.is_untranslated and (found := await looking):
                 return self._leave(one, found)
+            await self.standing.settled()
             registered = await self._register(one)
             if (found := await looking) is None:
                 return registered
@@ -290,7 +288,7 @@ class Broker:
             protocol=one.protocol,
             wished=self._wish(one),
             nonce=one.nonce,
-            local=self.local_endpoints(),
+            local=self.standing.tell(),
             network=self._config.network,
             lifetime=self._config.lifetime,
             proxy=Endpoint.of(one.proxy) if one.proxy else None,
@@ -321,7 +319,7 @@ class Broker:
 
     async def connect(self, target: Address, port: int) -> ConnectReply:
         """Ask for a connection to ``target`` as ``port``; raises as Control.ask does."""
-        self.mapping.look(self.control)
+        self.standing.look(self.patience)
         reply = await self.control.ask(
             Command.CONNECT,
             lambda cookie: Connect(
@@ -329,14 +327,14 @@ class Broker:
                 cookie,
                 Endpoint.of(target),
                 TCP,
-                self.local_endpoints(),
+                self.standing.endpoints,
                 self._config.network,
                 port,
             ),
             self.patience,
         )
         assert isinstance(reply, ConnectReply)
-        return reply
+        return await self.standing.of_use(reply)
 
     async def introduce(self, target: Address, card: Card) -> None:
         """Give a card to the holder of ``target``; raises as Control.ask does."""
@@ -366,10 +364,13 @@ class Broker:
             log.info("speaking with %s from %s", self.address[0], self.control.local_host)
             self.halves.renew()
             leaving = await self._register_again(mine)
+        elif mine and not self.standing.is_told:
+            leaving = await self._register_again(mine)
         else:
             for start in range(0, len(mine), REFRESH_CHUNK):
                 leaving += await self._refresh(mine[start : start + REFRESH_CHUNK])
         await self._look_again()
+        self.standing.look_again(self.patience)
         if self._unreachable:
             self._heart.soon()
         if self._is_over():

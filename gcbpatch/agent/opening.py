@@ -110,7 +110,7 @@ async def _join(
 ) -> socket.socket:
     label = "join listener" if meeting.listening else "join connector"
     source = sock.getsockname()[:2]
-    independent = hole is not None and await or_close(sock, broker.mapping.settled())
+    independent = hole is not None and await or_close(sock, broker.standing.mapping.settled())
     punches = (hole.nonce, source[1], independent) if hole else ()
     message = Join(meeting.name, meeting.listening, meeting.proof(label), *punches)
     reply = await or_close(sock, streams.ask(sock, Command.JOIN, message, broker.key))

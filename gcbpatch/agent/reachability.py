@@ -68,6 +68,12 @@ class Reachability:
         hello = self._control.hello
         return hello is not None and hello.observed.host == self._control.local_host
 
+    @property
+    def own_host(self) -> str:
+        """This host's address as the broker sees it, too; empty if that is not known to be so."""
+        known = self.is_untranslated and not self._unsupported
+        return self._control.local_host if known else ""
+
     def is_asked(self, one: Registrant) -> bool:
         """Whether it is to be found out for this listener.
 
@@ -126,15 +132,18 @@ class Reachability:
         Raises RefusedError, RemoteProtocolError or OSError, of which Unreachable is one.
         """
         with contextlib.nullcontext() if listens else _stand_in(one):
-            began = asyncio.get_running_loop().time()
-            reply = await self._ask(one.bound[1], patience)
-            took = asyncio.get_running_loop().time() - began
-            local = self._local_host(one), one.bound[1]
-            for pause in [(LOOK_SECONDS + took / 4) / LOOKS] * LOOKS:
-                if sockdiag.is_half_open(local, reply.source.address):
-                    return reply.target.address
-                await asyncio.sleep(pause)
-            reached = sockdiag.is_half_open(local, reply.source.address)
+            return await self.dial_back((self._local_host(one), one.bound[1]), patience)
+
+    async def dial_back(self, local: Address, patience: float) -> Address | None:
+        """The same for what listens at an address of this host."""
+        began = asyncio.get_running_loop().time()
+        reply = await self._ask(local[1], patience)
+        took = asyncio.get_running_loop().time() - began
+        for pause in [(LOOK_SECONDS + took / 4) / LOOKS] * LOOKS:
+            if sockdiag.is_half_open(local, reply.source.address):
+                return reply.target.address
+            await asyncio.sleep(pause)
+        reached = sockdiag.is_half_open(local, reply.source.address)
         return reply.target.address if reached else None
 
     async def _ask(self, port: int, patience: float) -> ProbeReply:
