@@ -26,7 +26,7 @@ def main() -> None:
     for _ in range(arguments.times):
         if arguments.on_line and not sys.stdin.readline():
             return
-        print(json.dumps(connect((host, int(port)), arguments.timeout)), flush=True)
+        print(json.dumps(connect((host.strip("[]"), int(port)), arguments.timeout)), flush=True)
 
 
 def connect(address: tuple[str, int], timeout: float) -> dict[str, object]:

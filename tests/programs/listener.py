@@ -1,7 +1,7 @@
 """A plain program of the tests: accepts connections and exchanges random bytes on each.
 
-listener.py [--port N] [--host H]: prints `listening on HOST:PORT`, then one JSON line per
-connection. It knows nothing of brokers and gateways.
+listener.py [--port N] [--host H] [--ipv6 only|too]: prints `listening on HOST:PORT`, then one
+JSON line per connection. It knows nothing of brokers and gateways.
 """
 
 import argparse
@@ -19,8 +19,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="")
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--ipv6", choices=["only", "too"])
     arguments = parser.parse_args()
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET6 if arguments.ipv6 else socket.AF_INET)
+    if arguments.ipv6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, arguments.ipv6 == "only")
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((arguments.host, arguments.port))
     try:
@@ -28,8 +31,9 @@ def main() -> None:
     except OSError as error:
         print(f"listen failed: {error.errno} {error.strerror}", flush=True)
         sys.exit(3)
-    host, port = listener.getsockname()
-    print(f"listening on {host}:{port}", flush=True)
+    host, port = listener.getsockname()[:2]
+    print(f"listening on [{host}]:{port}" if ":" in host else f"listening on {host}:{port}",
+          flush=True)
     for line in iter(lambda: serve(listener), ""):
         print(line, flush=True)
 

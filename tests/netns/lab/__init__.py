@@ -17,6 +17,7 @@ It must never touch the network, the rules or the files of the machine it runs o
 
 from tests.netns.lab.console import TOPOLOGIES, main
 from tests.netns.lab.errors import LabError, ProgramError
+from tests.netns.lab.ipv6 import give_ipv6, ipv6_of, take_ipv4
 from tests.netns.lab.laboratory import Lab, why_not
 from tests.netns.lab.network import Network
 from tests.netns.lab.nodes import Gateway, Host, Node
@@ -32,6 +33,9 @@ __all__ = [
     "Node",
     "Program",
     "ProgramError",
+    "give_ipv6",
+    "ipv6_of",
     "main",
+    "take_ipv4",
     "why_not",
 ]

@@ -42,6 +42,7 @@ class Network:
         self.block = _network(cidr)
         self.router = str(self.block[router_index])
         self.behind = behind
+        self.has_ipv6 = False
         self._members = [Member(space, bridge, self.router, mac_of(self.router))]
         self._free = (str(host) for host in self.block.hosts() if str(host) != self.router)
         space.ip(

@@ -57,6 +57,7 @@ def input_chains(interface: str, policy: Policy) -> list[str]:
             "type filter hook input priority filter; policy accept;",
             f'iifname != "{interface}" accept',
             "ct state established,related accept",
+            "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept",
             "jump open",
             *_POLICIES[policy],
         ),

@@ -98,6 +98,10 @@ class Warden:
         _, descriptors = self._ask(request)
         return socket.socket(fileno=descriptors[0])
 
+    def sysctl(self, space: "Space", path: str, value: str) -> None:
+        """Write a setting of one namespace."""
+        self._ask({"op": "sysctl", "fd": space.fd, "sysctls": [(path, value)]})
+
     def has_user(self, uid: int) -> bool:
         """Whether there is such a user: a user namespace may have but one."""
         lines = Path(f"/proc/{self.pid}/uid_map").read_text().splitlines()
@@ -163,6 +167,10 @@ class Space:
     def socket(self, family: int, kind: int) -> socket.socket:
         """A socket of this namespace, for the process that built the lab."""
         return self._warden.socket(self, family, kind)
+
+    def sysctl(self, path: str, value: str) -> None:
+        """Set what the kernel does here, such as net/ipv6/conf/all/forwarding."""
+        self._warden.sysctl(self, path, value)
 
     def ip(self, *commands: str) -> None:
         """Carry out `ip` commands here; LabError says what was refused."""

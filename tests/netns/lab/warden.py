@@ -5,6 +5,7 @@ standard input is a SEQPACKET socket to the lab. One JSON request, one JSON repl
 
     {"op": "space", "sysctls": [[path, value], …]}       -> {"fd": N}   at /proc/WARDEN/fd/N
     {"op": "socket", "fd": N, "family": F, "type": T}    -> {}          and a descriptor
+    {"op": "sysctl", "fd": N, "sysctls": [[path, value], …]}    -> {}
     {"op": "close"}                                      -> {"killed": COUNT}, then it exits
 
 When the lab closes the socket, or the owner process ends in whatever way, the warden does what
@@ -97,6 +98,12 @@ class Warden:
             call("setns", request["fd"], CLONE_NEWNET)
             made = socket.socket(request["family"], request["type"])
         return {"socket": made}
+
+    def op_sysctl(self, request: dict[str, Any]) -> dict[str, Any]:
+        with self.back_home():
+            call("setns", request["fd"], CLONE_NEWNET)
+            write_sysctls(request["sysctls"])
+        return {}
 
     def op_close(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"killed": self.kill_all(), "closed": True}
