@@ -35,8 +35,10 @@ from .flow import Flow
 from .raw import LAYER, Raw
 
 _base = _socket.socket
+_recvfrom = _base.recvfrom
 _recvmsg_into = _base.recvmsg_into
 _sendmsg = _base.sendmsg
+_sendto = _base.sendto
 
 # As plain numbers: arithmetic with enumerations takes longer than the kernel does.
 _PEEK, _TRUNC = int(socket.MSG_PEEK), int(socket.MSG_TRUNC)
@@ -47,6 +49,10 @@ _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.EACCES, err
 NO_WAYS = b"-"
 """Tells the agent that this socket hears nobody but the relay."""
 _ROOM = 65536
+_KINDS = frozenset(bytes([kind]) for kind in (WHOLE_4, PART_4, REFUSED_4, DIRECT_4))
+"""What a datagram may begin with that somebody has put a header on."""
+_SMALL = 16384
+"""Octets of a payload that are copied behind their header: cheaper than two buffers."""
 _MOST_ROOMS = 8
 _rooms: list[bytearray] = []
 """Buffers that are not in use."""
@@ -73,6 +79,8 @@ class Datagram(Raw):
 
     def recv(self, *args: Any) -> bytes:
         """As recv of a plain socket; the header is taken off."""
+        if len(args) == 1 and type(args[0]) is int and 0 < args[0] < _MOST_INT:
+            return self._next(args[0])[0]
         asked = _numbers(args, 2)
         if asked is None or asked[0] == 0 or asked[1] & _ERRQUEUE:
             return super().recv(*args)  # what is wrong is for CPython to say
@@ -80,6 +88,8 @@ class Datagram(Raw):
 
     def recvfrom(self, *args: Any) -> tuple[bytes, Any]:
         """As recvfrom of a plain socket; the address is the peer's."""
+        if len(args) == 1 and type(args[0]) is int and 0 < args[0] < _MOST_INT:
+            return self._next(args[0])
         asked = _numbers(args, 2)
         if asked is None or asked[1] & _ERRQUEUE:
             return super().recvfrom(*args)
@@ -123,6 +133,25 @@ class Datagram(Raw):
         size, got = self._into(views, asked[2], asked[1])
         return size, got.ancillary, got.flags, got.peer
 
+    def _next(self, size: int) -> tuple[bytes, Address]:
+        """What most programs do: the next datagram, of which ``size`` octets are wanted."""
+        flow: Flow = self._state
+        while True:
+            data, source = _recvfrom(self, _ROOM)
+            if source == flow.relay:
+                peer = flow.known(data[:HEADER_4])
+                if peer is not None:
+                    return data[HEADER_4 : HEADER_4 + size], peer
+            elif data[:1] not in _KINDS:
+                flow.heard_plainly(source)
+                return data[:size], source
+            elif (peer := flow.known_directly(data[:DIRECT_SIZE])) is not None:
+                return data[DIRECT_SIZE : DIRECT_SIZE + size], peer
+            got = self._judge([data], len(data), [], 0, source, 0)
+            if got is not None:
+                payload = data if got.joined is None else got.joined
+                return payload[got.offset : got.offset + size], got.peer
+
     def _whole(self, size: int, flags: int, ancillary: int) -> tuple[bytes, Got]:
         """Receive into a buffer of ours; with MSG_TRUNC the octets not asked for are zeros."""
         room = _rooms.pop() if _rooms else bytearray(_ROOM)
@@ -158,36 +187,45 @@ class Datagram(Raw):
 
     def _receive(self, vectors: Sequence[Any], flags: int, ancillary: int) -> Got:
         """Receive the next datagram that is the program's."""
-        flow: Flow = self._state
         while True:
             size, extra, told, source = _recvmsg_into(self, vectors, ancillary, flags & ~_TRUNC)
-            head = vectors[0]
-            if source != flow.relay and not self._is_new_relay(flow, source, head, size):
-                if size >= DIRECT_SIZE and head[0] == DIRECT_4:
-                    peer = flow.heard_directly(_gather(vectors, DIRECT_SIZE))
-                    if peer is not None:
-                        return Got(size, DIRECT_SIZE, None, extra, told, peer)
-                flow.heard_plainly(source)
-                return Got(size, 0, None, extra, told, source)
-            flow.head = HEADER_4
-            if size >= HEADER_4 and head[0] == WHOLE_4:
-                try:
-                    peer = flow.heard(bytes(head[:HEADER_4]))
-                except RemoteProtocolError:
-                    peer = None
-                if peer is not None:
-                    return Got(size, HEADER_4, None, extra, told, peer)
-            else:
-                data = _gather(vectors, size)
-                if flow.is_refusal(data):
-                    if flags & _PEEK:
-                        _base.recvfrom(self, 0)  # an error is told once
-                    raise _refused()
-                joined = flow.join(data, bool(flags & _PEEK))
-                if joined is not None:
-                    return Got(len(joined[0]), 0, joined[0], extra, told, joined[1])
+            got = self._judge(vectors, size, extra, told, source, flags)
+            if got is not None:
+                return got
             if flags & _PEEK:
                 _base.recvfrom(self, 0)  # not for the program: the next may be
+
+    def _judge(
+        self, vectors: Sequence[Any], size: int, extra: Any, told: int, source: Any, flags: int
+    ) -> Got | None:
+        """Return what the program gets of what was received; None if it is not for it."""
+        flow: Flow = self._state
+        head = vectors[0]
+        if source != flow.relay and not self._is_new_relay(flow, source, head, size):
+            if size >= DIRECT_SIZE and head[0] == DIRECT_4:
+                peer = flow.heard_directly(_gather(vectors, DIRECT_SIZE))
+                if peer is not None:
+                    return Got(size, DIRECT_SIZE, None, extra, told, peer)
+            flow.heard_plainly(source)
+            return Got(size, 0, None, extra, told, source)
+        flow.head = HEADER_4
+        if size >= HEADER_4 and head[0] == WHOLE_4:
+            try:
+                peer = flow.heard(bytes(head[:HEADER_4]))
+            except RemoteProtocolError:
+                return None
+            return Got(size, HEADER_4, None, extra, told, peer)
+        return self._unusual(_gather(vectors, size), extra, told, flags)
+
+    def _unusual(self, data: bytes, extra: Any, told: int, flags: int) -> Got | None:
+        """Take what the relay says that is no whole datagram."""
+        flow: Flow = self._state
+        if flow.is_refusal(data):
+            if flags & _PEEK:
+                _base.recvfrom(self, 0)  # an error is told once
+            raise _refused()
+        joined = flow.join(data, bool(flags & _PEEK))
+        return None if joined is None else Got(len(joined[0]), 0, joined[0], extra, told, joined[1])
 
     def _is_new_relay(self, flow: Flow, source: Any, head: Any, size: int) -> bool:
         """Whether it is a relay's since another process has learnt that the port has moved."""
@@ -206,6 +244,10 @@ class Datagram(Raw):
 
     def sendto(self, *args: Any) -> int:
         """As sendto of a plain socket."""
+        if len(args) == 2 and type(args[0]) is bytes and LAYER.gate is None:
+            header = self._state.header_of(args[1])
+            if header is not None and len(args[0]) <= _SMALL:
+                return self._send_small(header, *args) if header else _sendto(self, *args)
         if not 2 <= len(args) <= 3:
             return super().sendto(*args)
         data, flags = args[0], args[1] if len(args) == 3 else 0
@@ -214,6 +256,22 @@ class Datagram(Raw):
         if payload is None or not isinstance(flags, int):
             return super().sendto(data, *args[1:-1], address)
         return self._send(header, payload, (), flags)
+
+    def _send_small(self, header: bytes, data: bytes, address: Any) -> int:
+        """Send to a peer that is known, as most programs do."""
+        flow: Flow = self._state
+        if flow.peer_header is not None:
+            self._tell_of_refusal(flow)
+        way = flow.ways.way(header) if flow.ways is not None else None
+        if way is None:
+            if flow.ways is not None:
+                self._miss_way(flow, header)
+            return _sendto(self, header + data, flow.relay) - HEADER_4
+        try:
+            return _sendto(self, way[0] + data, way[1]) - DIRECT_SIZE
+        except OSError as error:
+            self._look_at(error, flow, header)
+            return self._send_small(header, data, address)
 
     def sendmsg(
         self, buffers: Any, ancdata: Any = (), flags: Any = 0, address: Any = None
@@ -271,19 +329,29 @@ class Datagram(Raw):
         assert flow.ways is not None
         way = flow.ways.way(header)
         if way is None:
-            if flow.ways.is_over:
-                flow.look_again(self)
-            if flow.wants_way(header):
-                self._want_way(flow, header)
+            self._miss_way(flow, header)
             return -1
         before, place = way
         try:
             return _sendmsg(self, [before, *payload], ancillary, flags, place) - DIRECT_SIZE
         except OSError as error:
-            if error.errno not in _NO_WAY:
-                raise
-            flow.ways.failed(header)
+            self._look_at(error, flow, header)
             return -1
+
+    def _miss_way(self, flow: Flow, header: bytes) -> None:
+        """A datagram goes by the relay: is that where it was, and should there be a way?"""
+        assert flow.ways is not None
+        if flow.ways.is_over:
+            flow.look_again(self)
+        if flow.wants_way(header):
+            self._want_way(flow, header)
+
+    @staticmethod
+    def _look_at(error: OSError, flow: Flow, header: bytes) -> None:
+        """Leave a way that cannot be used from here; raises what it is not to blame for."""
+        if error.errno not in _NO_WAY or flow.ways is None:
+            raise error
+        flow.ways.failed(header)
 
     def _want_way(self, flow: Flow, header: bytes) -> None:
         """Have the agent look for a way past the relay; the datagram goes to its sibling."""

@@ -39,16 +39,17 @@ class Recent(Generic[_K, _V]):
 
     def __init__(self, most: int = MOST_PEERS, seconds: float = PEER_SECONDS) -> None:
         self._most, self._seconds = most, seconds
-        self._young: dict[_K, _V] = {}
+        self.young: dict[_K, _V] = {}
+        """What was put lately; to be looked into only."""
         self._old: dict[_K, _V] = {}
         self._until = time.monotonic() + seconds
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self.young) + len(self._old)
 
     def get(self, key: _K) -> _V | None:
         """Return a value, and keep it for longer."""
-        value = self._young.get(key)
+        value = self.young.get(key)
         if value is None:
             value = self._old.pop(key, None)
             if value is not None:
@@ -58,10 +59,10 @@ class Recent(Generic[_K, _V]):
     def put(self, key: _K, value: _V) -> None:
         """Remember a value."""
         now = time.monotonic()
-        if len(self._young) >= self._most or now >= self._until:
-            self._young, self._old = {}, self._young
+        if len(self.young) >= self._most or now >= self._until:
+            self.young, self._old = {}, self.young
             self._until = now + self._seconds
-        self._young[key] = value
+        self.young[key] = value
 
 
 class Flow:
@@ -116,6 +117,23 @@ class Flow:
     def _header_of(self, host: str, port: int) -> bytes:
         proxied = host in self._hosts and port not in self._ports and 0 < port < 65536
         return datagrams.whole((host, port)) if proxied and (host, port) != self.relay else b""
+
+    def header_of(self, address: Any) -> bytes | None:
+        """As header_for, of what has been asked for lately; None for everything else."""
+        try:
+            return self._headers.young.get(address)
+        except TypeError:
+            return None  # no address at all, which is for others to say
+
+    def known(self, header: bytes) -> Address | None:
+        """The peer of a header, if it has been heard lately and is answered by relay."""
+        peer = self._peers.young.get(header)
+        return peer if peer is not None and self._headers.young.get(peer) == header else None
+
+    def known_directly(self, before: bytes) -> Address | None:
+        """The peer that spoke past the relay, if it has been heard lately."""
+        known = self._directed.young.get(before)
+        return known[1] if known is not None and self.known(known[0]) is not None else None
 
     def heard(self, header: bytes) -> Address:
         """Return the peer that the header of a whole datagram names; it is answered by relay.

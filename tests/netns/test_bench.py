@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench import bench_connect
+from tests.bench import bench_connect, datagrams
 from tests.bench.__main__ import FIGURES
 from tests.netns.lab import Lab
 
@@ -28,3 +28,9 @@ def test_connects_are_measured_by_the_path_that_they_should_take() -> None:
     bench_connect.run(["proxy", "relayed", "udp-proxy"], 1, found.append)
     assert [one["path"] for one in found] == ["kernel", "relayed", "relayed"]
     assert all(one["took"] > 0.99 for one in found), found
+
+
+def test_datagrams_are_measured_relayed_and_punched() -> None:
+    found = datagrams.run(1)
+    assert list(found) == list(datagrams.MEASURES)
+    assert all(rate > 0 for one in found.values() for rate in one["rates"].values())
