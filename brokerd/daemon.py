@@ -92,6 +92,7 @@ class Daemon:
         self._parking = Parking(
             self._loop, self._limits, self._dispatcher.park, complainer.complain
         )
+        self._dispatcher.foretell = self._parking.foretell
         self._door = Door(
             self._loop, [tcp for _, tcp in pairs], self._dispatcher, self._relays, self._lines,
             complainer, self._parking,

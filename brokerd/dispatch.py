@@ -36,6 +36,7 @@ from gcbpatch.wire.messages import (
     Flow,
     FlowReply,
     HelloReply,
+    JoinReply,
     Meet,
     Message,
     Nothing,
@@ -57,6 +58,7 @@ from .cards import Cards
 from .datagrams import DatagramProxies
 from .holds import Holds
 from .hosts import Hosts
+from .introductions import Foretold
 from .limits import Held, Limits
 from .probes import Probes
 from .proxies import ProxySockets
@@ -140,6 +142,8 @@ class Dispatcher:
         self.proxies: ProxySockets | None = None
         self.datagrams: DatagramProxies | None = None
         self.holds: Holds | None = None
+        self.foretell: Callable[[bytes, str, str, Connect], Foretold] = lambda *_: Foretold()
+        """Returns what two that will try to punch can be told before both halves are there."""
         self.hear: Callable[[], None] = lambda: None
         """Reads the commands that are there already."""
         self._commands: dict[int, Callable[..., Message]] = {
@@ -317,9 +321,13 @@ class Dispatcher:
         paths = arrange(connecting, listening)
         rendezvous = self._relays.open(os.urandom(8), os.urandom(16), listener.sender.key, now)
         peer = (sender.address[0], asked.port or sender.address[1])
-        self._call(listener, rendezvous, peer, True, paths, now)
+        told = Foretold()
+        if any(path.kind is PathKind.PUNCHED for path in paths):
+            seen = listening.observed[0]
+            told = self.foretell(listener.client, seen, connecting.observed[0], asked)
+        self._call(listener, rendezvous, peer, True, paths, now, (asked.nonce, *told[1:]))
         there = network_of(listening, self._identity.cookie_secret)
-        return ConnectReply(rendezvous.name, rendezvous.secret, paths, there)
+        return ConnectReply(rendezvous.name, rendezvous.secret, paths, there, told.connector)
 
     def _probe(self, asked: Probe, sender: Sender, now: float) -> ProbeReply:
         """Dial back, to where the question comes from and nowhere else."""
@@ -423,6 +431,7 @@ class Dispatcher:
         commit: bool,
         paths: list[Path],
         now: float,
+        more: tuple[bytes, JoinReply | None, bytes] = (b"", None, b""),
     ) -> None:
         message = Call(
             listener.id,
@@ -432,6 +441,7 @@ class Dispatcher:
             Endpoint.of(self._identity.hosts.shown(peer, listener.proxy[0])),
             commit,
             paths,
+            *more,
         )
         rendezvous.settle = self._question(
             listener, message, lambda status: self._called(rendezvous.name, status), now

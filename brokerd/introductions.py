@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import socket
 import struct
+from typing import NamedTuple
 
 from gcbpatch.addresses import is_private
-from gcbpatch.wire.messages import Endpoint, Join, JoinReply
+from gcbpatch.wire.messages import Connect, Endpoint, Join, JoinReply, Park
 
 _RTT = struct.Struct("=I")
 _RTT_AT = 68  # struct tcp_info, tcpi_rtt, in microseconds
@@ -23,19 +24,53 @@ def introductions(
 ) -> tuple[JoinReply | None, JoinReply | None]:
     """Return what each of the two is told beyond that they are joined."""
     here, there = _mapped(*connector), _mapped(*listener)
-    if here is None or there is None or here.host == there.host:
+    if here is None or there is None or not _are_apart(here, there):
         return None, None
-    if (":" in here.host) != (":" in there.host):
-        return None, None
-    near, far = _round_trip(connector[0]), _round_trip(listener[0])
+    trips = _round_trip(connector[0]), _round_trip(listener[0])
+    return _told((here, connector[1].nonce), (there, listener[1].nonce), trips)
+
+
+class Foretold(NamedTuple):
+    """What the two will most likely be told; ``half`` names the listener's connection."""
+
+    connector: JoinReply | None = None
+    listener: JoinReply | None = None
+    half: bytes = b""
+
+
+def foretold(host: str, asked: Connect, waiting: tuple[socket.socket, Park]) -> Foretold:
+    """Return what two will be told if the connector's NAT keeps ports as well.
+
+    ``host`` is what it is seen under; its half has only just been dialled.
+    """
+    there = _mapped(*waiting)
+    here = Endpoint(host, asked.half)
+    if there is None or not asked.half or not asked.nonce or is_private(host):
+        return Foretold()
+    if not _are_apart(here, there):
+        return Foretold()
+    far = _round_trip(waiting[0])
+    trips = asked.round_trip or far, far
+    told = _told((here, asked.nonce), (there, waiting[1].nonce), trips)
+    return Foretold(*told, waiting[1].nonce)
+
+
+def _are_apart(here: Endpoint, there: Endpoint) -> bool:
+    return here.host != there.host and (":" in here.host) == (":" in there.host)
+
+
+def _told(
+    connector: tuple[Endpoint, bytes], listener: tuple[Endpoint, bytes], trips: tuple[int, int]
+) -> tuple[JoinReply, JoinReply]:
+    near, far = trips
     both, late = near + far, max(near, far)
     return (
-        JoinReply(there, listener[1].nonce, (late - near) // 2, both),
-        JoinReply(here, connector[1].nonce, (late - far) // 2, both),
+        JoinReply(*listener, (late - near) // 2, both),
+        JoinReply(*connector, (late - far) // 2, both),
     )
 
 
-def _mapped(sock: socket.socket, asked: Join) -> Endpoint | None:
+def _mapped(sock: socket.socket, asked: Join | Park) -> Endpoint | None:
     """Return where the NAT has put a half that wants to punch, if others will see it there."""
     if not asked.nonce:
         return None

@@ -21,9 +21,10 @@ from gcbpatch.errors import GcbError, RemoteProtocolError, Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Key
 from gcbpatch.wire.codec import Frame, Kind
-from gcbpatch.wire.messages import Command, Park, ParkReply
+from gcbpatch.wire.messages import Command, Connect, Park, ParkReply
 from gcbpatch.wire.session import FrameReader
 
+from .introductions import Foretold, foretold
 from .limits import Held, Limits
 from .registry import Refusal
 from .relay import say_and_close
@@ -45,7 +46,7 @@ _OPTIONS = (
 class Parked:
     """One connection that waits."""
 
-    __slots__ = ("asked", "deadline", "key", "peer", "reader", "sock", "watcher")
+    __slots__ = ("asked", "deadline", "is_promised", "key", "peer", "reader", "sock", "watcher")
 
     def __init__(self, sock: socket.socket, peer: Address, asked: Park, key: Key | None) -> None:
         self.sock = sock
@@ -53,6 +54,7 @@ class Parked:
         self.asked = asked
         self.key = key
         self.deadline = 0.0
+        self.is_promised = False
         self.reader = FrameReader()
         self.watcher: Any = None
 
@@ -172,6 +174,18 @@ class Parking:
     ) -> None:
         self._complain(peer, error)
         say_and_close(sock, auth.reply_to(frame, None, error.status))
+
+    def foretell(self, client: bytes, seen: str, host: str, asked: Connect) -> Foretold:
+        """Promise a connector at ``host`` one that waits for a client that is seen at ``seen``.
+
+        It is for nobody else then. Nothing is foretold if there is none, or they cannot punch.
+        """
+        for parked in reversed(self._of.get(client, [])):
+            if not parked.is_promised and parked.peer[0] == seen:
+                told = foretold(host, asked, (parked.sock, parked.asked))
+                parked.is_promised = bool(told.half)
+                return told
+        return Foretold()
 
     def tick(self, now: float) -> None:
         """Close those that have been silent for too long."""

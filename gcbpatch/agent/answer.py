@@ -16,6 +16,7 @@ from ..wire.messages import Call, PathKind
 from . import opening, paths, streams
 from .attempts import CONNECT_SECONDS, Attempt, Attempts, attempts
 from .broker import Broker
+from .halves import Half
 from .meeting import Meeting
 from .punch import Hole
 from .reception import Reception
@@ -31,21 +32,38 @@ async def answer(
 ) -> tuple[PathKind, socket.socket]:
     """Return the connection that the program shall get, and its kind."""
     meeting = Meeting.of(call)
-    if not call.commit:
-        return PathKind.RELAYED, streams.unshare(await opening.join(broker, meeting))
+    async with opening.waiting(broker, call.half) as half:
+        if not call.commit:
+            sock = await opening.join(broker, meeting, None, half)
+            return PathKind.RELAYED, streams.unshare(sock)
+        return await _best(broker, reception, meeting, half)
+
+
+async def _best(
+    broker: Broker, reception: Reception, meeting: Meeting, half: Half | None
+) -> tuple[PathKind, socket.socket]:
     async with reception.expect(meeting, listening=False) as arrivals, attempts() as running:
-        hole = Hole() if meeting.punches else None
+        hole = _hole(meeting, half)
         if hole is not None:
             running.add(PathKind.PUNCHED, _with_go(hole.punch(meeting), meeting))
         for path in paths.dialled(meeting.paths, paths.DIALLED_BY_LISTENER):
             relayed = path.kind is PathKind.RELAYED
-            join = opening.join(broker, meeting, hole) if relayed else None
+            join = opening.join(broker, meeting, hole, half) if relayed else None
             running.add(path.kind, _with_go(join or opening.open_at(path, meeting), meeting))
         if paths.expects_open(meeting.paths, paths.OPENED_BY_CONNECTOR):
             running.add(PathKind.DIRECT, _arrival_with_go(arrivals, meeting))
         winner = await _first(running)
         kind = running.pop(winner)
         return kind, streams.unshare(winner.result())
+
+
+def _hole(meeting: Meeting, half: Half | None) -> Hole | None:
+    """What was foretold holds for the connection that it was foretold for."""
+    if not meeting.punches:
+        return None
+    if half is None or half.nonce != meeting.half:
+        return Hole()
+    return Hole(half.nonce, meeting.early, half.source)
 
 
 async def _with_go(step: Coroutine[Any, Any, socket.socket], meeting: Meeting) -> socket.socket:

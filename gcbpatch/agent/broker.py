@@ -103,8 +103,6 @@ class Broker:
         """Called when a listener that needed no broker has another address."""
         self.on_meet: OnMeet = _meets_nobody
         self.control = Control(address, client, self.key, self._answer_call)
-        self.halves = Halves(lambda: self.relay, client, self.key)
-        """Connections that wait at its relay."""
         self.unsupported: set[int] = set()
         """Protocols that it would not register when it was last asked."""
         self._mine: set[bytes] = set()
@@ -113,6 +111,8 @@ class Broker:
         self.standing = Standing(
             self.control, self._reachability, client, self.key, reception_port
         )
+        self.halves = Halves(lambda: self.relay, client, self.key, self.standing.mapping)
+        """Connections that wait at its relay."""
         self._unreachable = False
         self._answered = asyncio.get_running_loop().time()
         self._heart = Heart(config.lifetime, self._beat)
@@ -317,8 +317,13 @@ class Broker:
         except (Unreachable, RefusedError, RemoteProtocolError) as error:
             log.info("unregister at %s: %s", format_address(self.address), error)
 
-    async def connect(self, target: Address, port: int) -> ConnectReply:
-        """Ask for a connection to ``target`` as ``port``; raises as Control.ask does."""
+    async def connect(
+        self, target: Address, port: int, nonce: bytes = b"", half: int = 0
+    ) -> ConnectReply:
+        """Ask for a connection to ``target`` as ``port``; raises as Control.ask does.
+
+        ``nonce`` is ours for this connection; our half leaves from the port ``half``.
+        """
         self.standing.look(self.patience)
         reply = await self.control.ask(
             Command.CONNECT,
@@ -330,6 +335,9 @@ class Broker:
                 self.standing.endpoints,
                 self._config.network,
                 port,
+                nonce,
+                half if self.control.keeps_ports else 0,
+                self.control.round_trip,
             ),
             self.patience,
         )

@@ -33,6 +33,10 @@ LINE_AFTER = 1.0
 """Seconds that HELLO goes unanswered by UDP before it is said by TCP as well."""
 
 
+MOST_ROUND_TRIP = 10000
+"""Milliseconds."""
+
+
 def _nothing() -> None:
     """Nobody wants to know."""
 
@@ -69,6 +73,8 @@ class Control:
     ) -> None:
         self.broker = broker
         self.hello: HelloReply | None = None
+        self.round_trip = 0
+        """Milliseconds that the last answer took; 0 before the first."""
         self._client = client
         self._key = key
         self._answer_call = answer_call
@@ -111,6 +117,11 @@ class Control:
     def local_port(self) -> int:
         """The UDP port from which the broker is spoken to."""
         return int(self._socket.getsockname()[1])
+
+    @property
+    def keeps_ports(self) -> bool:
+        """Whether the broker sees us under our own port, as far as it has said."""
+        return self.hello is None or self.hello.observed.port == self.local_port
 
     @property
     def by_line(self) -> bool:
@@ -264,8 +275,10 @@ class Control:
         if line is not None:
             line.send(data)
         self._turn()
+        asked = self._loop.time()
         try:
             frame = await future
+            self.round_trip = min(int((self._loop.time() - asked) * 1000), MOST_ROUND_TRIP)
         finally:
             self._waiting.pop(transaction, None)
             self._requester.settle(transaction)

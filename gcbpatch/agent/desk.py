@@ -210,7 +210,7 @@ class Desk:
         began = loop.time()
         try:
             async with opening.ahead(broker) as dialled:
-                meeting, between = await self._arrange(broker, target, port)
+                meeting, between = await self._arrange(broker, target, port, dialled)
                 kind, sock = await race(broker, self.reception, meeting, dialled)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
@@ -219,16 +219,18 @@ class Desk:
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
         return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()
 
-    async def _arrange(self, broker: Broker, target: Address, port: int) -> tuple[Meeting, Between]:
+    async def _arrange(
+        self, broker: Broker, target: Address, port: int, dialled: opening.Ahead
+    ) -> tuple[Meeting, Between]:
         """Ask the broker, and leave out what came to nothing lately. Raises as it does."""
-        reply = await broker.connect(target, port)
+        reply = await broker.connect(target, port, dialled.nonce, dialled.source[1])
         between = broker.observed, reply.there or target
         now = asyncio.get_running_loop().time()
         hopeless = self._memory.hopeless(between, reply.paths, now)
         for path in hopeless:
             what = "punch" if path.kind is PathKind.PUNCHED else f"{path.kind.name.lower()} path"
             log.info("%s: no %s, as it came to nothing lately", format_address(target), what)
-        return Meeting.of(reply).without(hopeless), between
+        return Meeting.of(reply).without(hopeless).challenging(dialled.nonce), between
 
     def _called(self, broker: Broker, one: Listener, call: Call) -> Status:
         if not self.listeners.is_there(one):

@@ -20,6 +20,7 @@ from ..errors import RefusedError, RemoteProtocolError, Status
 from ..wire.auth import Key
 from ..wire.messages import Command, Park, ParkReply
 from . import streams
+from .mapping import Mapping
 from .meeting import NONCE_BYTES
 
 log = logging.getLogger("gcbpatch.agent")
@@ -45,19 +46,40 @@ class Half:
     def __init__(self) -> None:
         self.nonce = os.urandom(NONCE_BYTES)
         self.sock: socket.socket | None = None
-        self.is_free = False
+        self.is_free = self.is_taken = False
         self.task: asyncio.Task[None] | None = None
+
+    @property
+    def source(self) -> Address:
+        """Where it leaves from."""
+        assert self.sock is not None
+        host, port = self.sock.getsockname()[:2]
+        return host, port
+
+    def hand_over(self) -> socket.socket:
+        """Return its socket, which is the caller's from now on."""
+        sock, self.sock = self.sock, None
+        assert sock is not None
+        return sock
+
+    def close(self) -> None:
+        """Close it, unless it was handed over."""
+        if self.sock is not None:
+            self.sock.close()
 
 
 class Halves:
     """Those at one broker. ``relay`` tells where that is dialled at the moment."""
 
-    def __init__(self, relay: Callable[[], Address], client: bytes, key: Key | None) -> None:
+    def __init__(
+        self, relay: Callable[[], Address], client: bytes, key: Key | None, mapping: Mapping
+    ) -> None:
         self.on_lost: Callable[[], None] = _nothing
         """Called when one that waited has ended by itself: the broker may have, too."""
         self._relay = relay
         self._client = client
         self._key = key
+        self._mapping = mapping
         self._listener: bytes | None = None
         self._all: list[Half] = []
         self._used: collections.deque[float] = collections.deque(maxlen=MOST - 1)
@@ -90,20 +112,24 @@ class Halves:
             self._retry = None
         self.keep_for(listener)
 
-    async def take(self) -> socket.socket | None:
-        """Return one that waits, its caller's from now on; None if there is none."""
-        half = next((half for half in self._all if half.is_free), None)
-        if half is None:
+    async def take(self, nonce: bytes = b"") -> Half | None:
+        """Return one that waits, its caller's from now on; None if there is none.
+
+        It is the one of that ``nonce`` if that is possible.
+        """
+        free = [half for half in self._all if half.is_free]
+        if not free:
             return None
+        half = next((half for half in free if half.nonce == nonce), free[0])
         self._used.append(asyncio.get_running_loop().time())
         self._all.remove(half)
-        sock, half.sock = half.sock, None
+        half.is_taken = True
         assert half.task is not None
         half.task.cancel()
         await asyncio.gather(half.task, return_exceptions=True)
         if self._retry is None:
             self._fill()
-        return sock
+        return half
 
     def renew(self) -> None:
         """Close all and begin anew: this host has another address."""
@@ -140,14 +166,15 @@ class Halves:
         except (OSError, RefusedError, RemoteProtocolError) as error:
             self._failed(half, error)
         finally:
-            if half.sock is not None:
-                half.sock.close()
+            if not half.is_taken:
+                half.close()
 
     async def _wait(self, half: Half, sock: socket.socket) -> None:
         """Say PARK, and wait until it is time for the next. Raises as streams.ask does."""
         assert self._listener is not None
         port = sock.getsockname()[1]
-        asked = Park(self._client, self._listener, half.nonce, port)
+        independent = self._mapping.is_independent
+        asked = Park(self._client, self._listener, half.nonce, port, independent)
         async with asyncio.timeout(ANSWER_SECONDS):
             reply = await streams.ask(sock, Command.PARK, asked, self._key)
         assert isinstance(reply, ParkReply)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from ..wire import auth
 from ..wire.codec import Kind, build
-from ..wire.messages import Call, Command, ConnectReply, Go, Path, PathKind
+from ..wire.messages import Call, Command, ConnectReply, Go, JoinReply, Path, PathKind
 
 NONCE_BYTES = 16
 
@@ -22,12 +22,27 @@ class Meeting:
     secret: bytes
     listening: bool
     paths: tuple[Path, ...]
+    challenge: bytes = b""
+    """The connector's nonce, over which the listener proves itself; empty for older ones."""
+    early: JoinReply | None = None
+    """What the relay is expected to tell of the other side."""
+    half: bytes = b""
+    """If that is said on the listener's waiting connection of this nonce."""
 
     @classmethod
     def of(cls, arranged: Call | ConnectReply) -> Meeting:
         """Make it of what the broker said."""
         listening = isinstance(arranged, Call)
-        return cls(arranged.rendezvous, arranged.secret, listening, tuple(arranged.paths))
+        more = (arranged.challenge, arranged.half) if isinstance(arranged, Call) else (b"", b"")
+        paths = tuple(arranged.paths)
+        return cls(
+            arranged.rendezvous, arranged.secret, listening, paths,
+            challenge=more[0], early=arranged.early, half=more[1],
+        )
+
+    def challenging(self, nonce: bytes) -> Meeting:
+        """The same, in which the other side was sent this nonce."""
+        return replace(self, challenge=nonce)
 
     @property
     def punches(self) -> bool:

@@ -13,61 +13,86 @@ import logging
 import math
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
-from ..addresses import format_address
+from ..addresses import Address, format_address
 from ..errors import RefusedError, RemoteProtocolError, Status
 from ..wire.messages import Command, Confirm, Join, Open, OpenReply, Path, PathKind
 from . import streams
 from .attempts import Attempt, attempts
 from .broker import Broker
+from .halves import Half
 from .meeting import NONCE_BYTES, Meeting
 from .punch import Hole
 
 log = logging.getLogger("gcbpatch.agent")
 
-Dialled = Callable[[], Awaitable[socket.socket]]
-"""Waits for a connection to the relay that was begun before, and hands it over."""
-
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
 
 
-@contextlib.asynccontextmanager
-async def ahead(broker: Broker) -> AsyncIterator[Dialled]:
-    """Dial the relay while nobody knows yet what for; who takes the connection has it.
+class Ahead:
+    """A connection to the relay that is dialled while nobody knows yet what for.
 
-    It leaves from a port that a punch can use, too.
+    It leaves from a port that a punch can use, too; ``nonce`` is for that, and for the other
+    side to prove itself over.
     """
-    dialling = asyncio.ensure_future(streams.dial(broker.relay, shared=True))
-    taken: list[socket.socket] = []
 
-    async def take() -> socket.socket:
-        taken.append(await dialling)
-        return taken[0]
+    def __init__(self, relay: Address) -> None:
+        sock = streams.fresh(relay)
+        host, port = sock.getsockname()[:2]
+        self.source: Address = host, port
+        self.nonce = os.urandom(NONCE_BYTES)
+        self._dialling = asyncio.ensure_future(streams.connected(sock, relay))
+        self._sock = sock
+        self._is_taken = False
 
+    async def take(self) -> socket.socket:
+        """Wait until it is there; it is the caller's then. Raises OSError."""
+        sock = await self._dialling
+        self._is_taken = True
+        return sock
+
+    async def close(self) -> None:
+        """Close it, unless somebody has taken it."""
+        self._dialling.cancel()
+        await asyncio.gather(self._dialling, return_exceptions=True)
+        if not self._is_taken:
+            self._sock.close()
+
+
+@contextlib.asynccontextmanager
+async def ahead(broker: Broker) -> AsyncIterator[Ahead]:
+    """Dial the relay; raises OSError if not even a port is to be had for it."""
+    made = Ahead(broker.relay)
     try:
-        yield take
+        yield made
     finally:
-        dialling.cancel()
-        for result in await asyncio.gather(dialling, return_exceptions=True):
-            if isinstance(result, socket.socket) and not taken:
-                result.close()
+        await made.close()
+
+
+@contextlib.asynccontextmanager
+async def waiting(broker: Broker, nonce: bytes) -> AsyncIterator[Half | None]:
+    """Take one that waits at the relay, the one of that nonce if possible; None without any."""
+    half = await broker.halves.take(nonce)
+    try:
+        yield half
+    finally:
+        if half is not None:
+            half.close()
 
 
 async def join(
-    broker: Broker, meeting: Meeting, hole: Hole | None = None, dialled: Dialled | None = None
+    broker: Broker, meeting: Meeting, hole: Hole | None, dialled: Ahead | Half | None
 ) -> socket.socket:
     """Have a connection to the relay, say JOIN, and wait until it has the other half.
 
-    Without one that was dialled ahead, the listener's side takes one that waits there, and
-    then one is dialled. ``hole`` learns what the broker tells of the other side.
+    One is dialled if there is none yet. ``hole`` learns what the broker tells of the other side.
     """
     try:
-        half = await broker.halves.take() if dialled is None and meeting.listening else None
-        if half is not None:
+        if isinstance(dialled, Half):
             log.info("joining on a connection that waited at %s", format_address(broker.address))
-            return await _join_waiting(broker, meeting, half, hole)
+            return await _join_waiting(broker, meeting, dialled.hand_over(), hole)
         return await _join_dialled(broker, meeting, hole, dialled)
     finally:
         if hole is not None:
@@ -75,9 +100,9 @@ async def join(
 
 
 async def _join_dialled(
-    broker: Broker, meeting: Meeting, hole: Hole | None, dialled: Dialled | None = None
+    broker: Broker, meeting: Meeting, hole: Hole | None, dialled: Ahead | None = None
 ) -> socket.socket:
-    sock = await (dialled() if dialled else streams.dial(broker.relay, shared=True))
+    sock = await (dialled.take() if dialled else streams.dial(broker.relay, shared=True))
     return await _join(broker, meeting, sock, hole)
 
 
@@ -122,27 +147,34 @@ async def _join(
 async def open_at(path: Path, meeting: Meeting) -> socket.socket:
     """Dial another agent's port at the first of the path's addresses that takes us."""
     problem: Exception = ConnectionRefusedError("the path names no address")
+    challenge = meeting.challenge if meeting.listening else b""
     for endpoint in path.addresses:
         try:
             sock = await streams.dial(endpoint.address)
-            await or_close(sock, _open(sock, meeting))
+            step, challenge = _open(sock, meeting, challenge), b""
+            await or_close(sock, step)
             return sock
         except FAILURES as error:
             problem = error
     raise problem
 
 
-async def _open(sock: socket.socket, meeting: Meeting) -> None:
-    """Say OPEN, check who answers, and prove that the OPEN was made for this connection."""
+async def _open(sock: socket.socket, meeting: Meeting, challenge: bytes) -> None:
+    """Say OPEN, check who answers, and prove that the OPEN was made for this connection.
+
+    Over a ``challenge`` of the other side, which is good once, OPEN has proved that already.
+    """
     mine = os.urandom(NONCE_BYTES)
-    message = Open(meeting.name, meeting.listening, meeting.proof("open dialler", mine), mine)
+    labelled = ("open called", challenge, mine) if challenge else ("open dialler", mine)
+    message = Open(meeting.name, meeting.listening, meeting.proof(*labelled), mine)
     reply = await streams.ask(sock, Command.OPEN, message, None)
     if not isinstance(reply, OpenReply) or not meeting.proves(
         "open acceptor", reply.proof, mine, reply.nonce
     ):
         raise RemoteProtocolError(Status.NOT_AUTHORIZED, "who answered has no right token")
-    confirm = Confirm(meeting.proof("open confirmed", mine, reply.nonce))
-    await streams.say(sock, Command.CONFIRM, confirm)
+    if not challenge:
+        confirm = Confirm(meeting.proof("open confirmed", mine, reply.nonce))
+        await streams.say(sock, Command.CONFIRM, confirm)
 
 
 async def or_close(sock: socket.socket, step: Coroutine[Any, Any, Any]) -> Any:

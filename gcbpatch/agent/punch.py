@@ -2,9 +2,10 @@
 
 The relayed half and the punch leave from one port: the broker sees at the half how the NAT
 maps that port, and tells it to the other side when both halves are there (its answer to
-JOIN). A gateway that answers what it does not expect with RST kills the hole that a first
-packet was to make in the other one; there a first packet goes out that lives long enough
-for one's own gateway, and not for the other.
+JOIN), or before, if it can foretell them (its answer to CONNECT, and CALL). A gateway that
+answers what it does not expect with RST kills the hole that a first packet was to make in the
+other one; there a first packet goes out that lives long enough for one's own gateway, and not
+for the other.
 
 Connects go to one address, from one port, and listen to nobody. It must never return a
 connection on which the other side has not proved the rendezvous' secret over nonces of both.
@@ -13,6 +14,7 @@ connection on which the other side has not proved the rendezvous' secret over no
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 
@@ -21,6 +23,8 @@ from ..errors import RemoteProtocolError, Status
 from ..wire.messages import Command, JoinReply, Message, Punch
 from . import streams
 from .meeting import NONCE_BYTES, Meeting
+
+log = logging.getLogger("gcbpatch.agent")
 
 TRIES = 3
 LOW_TTL = (0, 2, 3)
@@ -33,10 +37,17 @@ DEFAULT_TTL = -1
 
 
 class Hole:
-    """One side's part in a punch: its nonce, and what the broker tells about the other side."""
+    """One side's part in a punch: its nonce, and what the broker tells about the other side.
 
-    def __init__(self) -> None:
-        self.nonce = os.urandom(NONCE_BYTES)
+    ``early`` is what it has told before the relayed half, which leaves from ``source``, was
+    answered; what the answer says counts in the end.
+    """
+
+    def __init__(
+        self, nonce: bytes = b"", early: JoinReply | None = None, source: Address = ("", 0)
+    ) -> None:
+        self.nonce = nonce or os.urandom(NONCE_BYTES)
+        self._early = (early, source) if early is not None and early.peer is not None else None
         self._introduced: asyncio.Future[tuple[JoinReply, Address] | None]
         self._introduced = asyncio.get_running_loop().create_future()
 
@@ -49,9 +60,27 @@ class Hole:
 
     async def punch(self, meeting: Meeting) -> socket.socket:
         """Wait for the introduction and connect. Raises OSError or RemoteProtocolError."""
-        introduced = await self._introduced
+        if self._early is None:
+            return await self._try(await self._told(), meeting)
+        log.info("introduced before the relay is ready")
+        trying = asyncio.ensure_future(self._try(self._early, meeting))
+        try:
+            await asyncio.wait((trying, self._introduced), return_when=asyncio.FIRST_COMPLETED)
+            if _has_come_about(trying) or _same(await self._told(), self._early):
+                return await trying
+        except BaseException:
+            await _withdraw(trying)
+            raise
+        await _withdraw(trying)
+        return await self._try(await self._told(), meeting)
+
+    async def _told(self) -> tuple[JoinReply, Address]:
+        introduced = await asyncio.shield(self._introduced)
         if introduced is None:
             raise ConnectionRefusedError("the broker sees no way to punch")
+        return introduced
+
+    async def _try(self, introduced: tuple[JoinReply, Address], meeting: Meeting) -> socket.socket:
         reply, source = introduced
         assert reply.peer is not None
         way = _Way(source, reply.peer.address, reply)
@@ -60,6 +89,22 @@ class Hole:
             if sock is not None and await _proved(sock, meeting, self.nonce, reply.nonce):
                 return sock
         raise ConnectionRefusedError("nothing came through")
+
+
+def _same(one: tuple[JoinReply, Address], other: tuple[JoinReply, Address]) -> bool:
+    """Whether two introductions are to the same other side at the same place."""
+    return (one[0].peer, one[0].nonce) == (other[0].peer, other[0].nonce)
+
+
+def _has_come_about(trying: asyncio.Task[socket.socket]) -> bool:
+    return trying.done() and not trying.cancelled() and trying.exception() is None
+
+
+async def _withdraw(trying: asyncio.Task[socket.socket]) -> None:
+    trying.cancel()
+    for result in await asyncio.gather(trying, return_exceptions=True):
+        if isinstance(result, socket.socket):
+            result.close()
 
 
 class _Way:

@@ -19,14 +19,14 @@ from .reception import Reception
 
 
 async def race(
-    broker: Broker, reception: Reception, meeting: Meeting, dialled: opening.Dialled
+    broker: Broker, reception: Reception, meeting: Meeting, dialled: opening.Ahead
 ) -> tuple[PathKind, socket.socket]:
     """Return the best connection and its kind, with GO said on it.
 
     ``dialled`` is the connection to the relay, begun before this was arranged. Raises what the
     relay failed with when all have failed.
     """
-    hole = Hole() if meeting.punches else None
+    hole = Hole(dialled.nonce, meeting.early, dialled.source) if meeting.punches else None
     async with reception.expect(meeting, listening=True) as arrivals, attempts() as running:
         for path in paths.dialled(meeting.paths, paths.DIALLED_BY_CONNECTOR):
             relayed = path.kind is PathKind.RELAYED

@@ -58,6 +58,8 @@ class Reception:
         self._expected: dict[
             tuple[bytes, bool], tuple[Meeting, asyncio.Queue[socket.socket]]
         ] = {}
+        self._answered: set[bytes] = set()
+        """Challenges of those that are expected, over which somebody has proved himself."""
         self._announced = asyncio.Condition()
         self._strangers: set[asyncio.Task[None]] = set()
         self._refused: set[str] = set()
@@ -82,6 +84,7 @@ class Reception:
             yield queue
         finally:
             del self._expected[meeting.name, listening]
+            self._answered.discard(meeting.challenge)
             while not queue.empty():
                 queue.get_nowait().close()
 
@@ -121,21 +124,41 @@ class Reception:
         assert isinstance(asked, Open)
         side = asked.rendezvous, asked.listening
         meeting, queue = await self._entry(side) or (None, None)
-        if meeting is None or not meeting.proves("open dialler", asked.proof, asked.nonce):
+        if meeting is not None and self._is_answer(asked, meeting):
+            await self._reply(sock, frame, asked.nonce, meeting)
+        elif meeting is not None and meeting.proves("open dialler", asked.proof, asked.nonce):
+            await self._challenge(sock, frame, asked.nonce, meeting)
+        else:
             await streams.reply(sock, frame, Status.NOT_AUTHORIZED)
             raise RemoteProtocolError(Status.NOT_AUTHORIZED, "an OPEN without a right token")
-        await self._challenge(sock, frame, asked.nonce, meeting)
         if queue is None or side not in self._expected:
             raise ConnectionAbortedError("the rendezvous ended meanwhile")
         return queue
+
+    def _is_answer(self, asked: Open, meeting: Meeting) -> bool:
+        """Whether it proves the secret over the challenge that the listener was sent; once."""
+        challenge = meeting.challenge
+        if meeting.listening or not challenge or challenge in self._answered:
+            return False
+        if not meeting.proves("open called", asked.proof, challenge, asked.nonce):
+            return False
+        self._answered.add(challenge)
+        return True
+
+    async def _reply(
+        self, sock: socket.socket, frame: Frame, theirs: bytes, meeting: Meeting
+    ) -> bytes:
+        """Prove ourselves, over a nonce which is returned."""
+        mine = os.urandom(NONCE_BYTES)
+        proof = meeting.proof("open acceptor", theirs, mine)
+        await streams.reply(sock, frame, Status.SUCCESS, OpenReply(proof, mine))
+        return mine
 
     async def _challenge(
         self, sock: socket.socket, frame: Frame, theirs: bytes, meeting: Meeting
     ) -> None:
         """Prove ourselves, and have the dialler prove that its OPEN is not a recorded one."""
-        mine = os.urandom(NONCE_BYTES)
-        proof = meeting.proof("open acceptor", theirs, mine)
-        await streams.reply(sock, frame, Status.SUCCESS, OpenReply(proof, mine))
+        mine = await self._reply(sock, frame, theirs, meeting)
         confirm = await streams.read_message(sock, Command.CONFIRM)
         if not isinstance(confirm, Confirm) or not meeting.proves(
             "open confirmed", confirm.proof, theirs, mine

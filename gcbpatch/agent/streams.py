@@ -57,15 +57,37 @@ async def dial(
 
     With ``shared`` others may be bound to the same port afterwards; it is nobody else's now.
     """
+    if shared:
+        return await connected(fresh(address), address)
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if shared:
-            sock.bind(("", 0))
-            _share(sock, 1)
         sock.setblocking(False)
         if source is not None:
             sock.bind(source)
+    except BaseException:
+        sock.close()
+        raise
+    return await connected(sock, address)
+
+
+def fresh(address: Address) -> socket.socket:
+    """Return a socket to reach ``address``, on a port that is nobody's, and may be shared now."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.bind(("", 0))
+        _share(sock, 1)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def connected(sock: socket.socket, address: Address) -> socket.socket:
+    """Connect it and return it; it is closed if that fails or is withdrawn."""
+    try:
         await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()

@@ -230,6 +230,10 @@ class Connect(Message, frozen=True):
 
     ``port`` is the port by which the connector wants to be known to the listener, since it
     is not known yet which connection will be taken; 0 leaves it to the broker.
+
+    ``nonce`` is the connector's for this connection; it asks the listener to prove itself over
+    it, and to punch with it towards the port ``half``, which the connector's half leaves from.
+    ``round_trip`` is the milliseconds to the broker and back, 0 if that is not known.
     """
 
     client: Id
@@ -239,18 +243,36 @@ class Connect(Message, frozen=True):
     local: Endpoints
     network: Network
     port: Port = 0
+    nonce: Nonce = b""
+    half: Port = 0
+    round_trip: Milliseconds = 0
+
+
+class JoinReply(Message, frozen=True):
+    """Both halves are there; ``peer`` is where the other one is seen, if they are to punch.
+
+    ``nonce`` is the other side's, ``wait`` how many milliseconds to wait before connecting,
+    ``round_trip`` how many a way there and back takes at most.
+    """
+
+    peer: Endpoint | None = None
+    nonce: Nonce = b""
+    wait: Milliseconds = 0
+    round_trip: Milliseconds = 0
 
 
 class ConnectReply(Message, frozen=True):
     """A rendezvous: its name, the secret both sides prove, and the paths, best first.
 
     ``there`` is the same for all listeners of one network, and tells nothing else about it.
+    ``early`` is what the reply to JOIN is expected to say, to be believed until that comes.
     """
 
     rendezvous: Short
     secret: Secret
     paths: Paths
     there: Annotated[bytes, Meta(max_length=8)] = b""
+    early: JoinReply | None = None
 
 
 class Call(Message, frozen=True):
@@ -260,6 +282,9 @@ class Call(Message, frozen=True):
     to be known by. With ``commit`` the listener
     hands over the one connection on which the connector says GO; without it (an ordinary
     connector) the joined half is handed over at once.
+
+    ``challenge`` is the connector's nonce. ``early`` is what the reply to JOIN is expected to
+    say, if that is said on the waiting connection whose nonce is ``half``.
     """
 
     listener: Id
@@ -269,6 +294,9 @@ class Call(Message, frozen=True):
     peer: Endpoint
     commit: bool
     paths: Paths
+    challenge: Nonce = b""
+    early: JoinReply | None = None
+    half: Nonce = b""
 
 
 class Join(Message, frozen=True):
@@ -286,31 +314,19 @@ class Join(Message, frozen=True):
     independent: bool = False
 
 
-class JoinReply(Message, frozen=True):
-    """Both halves are there; ``peer`` is where the other one is seen, if they are to punch.
-
-    ``nonce`` is the other side's, ``wait`` how many milliseconds to wait before connecting,
-    ``round_trip`` how many a way there and back takes at most.
-    """
-
-    peer: Endpoint | None = None
-    nonce: Nonce = b""
-    wait: Milliseconds = 0
-    round_trip: Milliseconds = 0
-
-
 class Park(Message, frozen=True):
     """First frame on a TCP connection to the broker: this is to wait until it becomes a half.
 
     JOIN follows on it when there is something to join; until then PARK is said again in time.
     ``listener`` is any that the client has registered there; ``nonce`` names this connection,
-    and from ``port``, which it left from, its client can punch.
+    and from ``port``, which it left from, its client can punch. ``independent`` is as in Join.
     """
 
     client: Id
     listener: Id
     nonce: Nonce = b""
     port: Port = 0
+    independent: bool = False
 
 
 class ParkReply(Message, frozen=True):

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,69 @@ def test_an_open_without_its_confirm_is_not_ready() -> None:
             assert await loop.sock_recv(sock, 10) == b""
             assert arrivals.empty()
             sock.close()
+        reception.close()
+
+    run(test())
+
+
+CHALLENGE = b"the connector's."
+CONNECTOR = meeting().challenging(CHALLENGE)
+CALLED = replace(meeting(listening=True), challenge=CHALLENGE)
+
+
+@pytest.mark.parametrize(
+    "listener", [CALLED, meeting(listening=True)], ids=["challenged", "with an older broker"]
+)
+def test_a_listener_that_was_called_gets_through(listener: Meeting) -> None:
+    async def test() -> None:
+        reception, loop = Reception(), asyncio.get_running_loop()
+        async with reception.expect(CONNECTOR, listening=True) as arrivals:
+            dialled = await opening.open_at(direct(reception.port), listener)
+            with await arrivals.get() as arrived, dialled:
+                await loop.sock_sendall(dialled, b"x")
+                assert await loop.sock_recv(arrived, 10) == b"x", "and nothing before"
+        reception.close()
+
+    run(test())
+
+
+def test_a_challenge_is_answered_once() -> None:
+    """What was said on one connection, played back on another, is refused."""
+    async def test() -> None:
+        reception, loop = Reception(), asyncio.get_running_loop()
+        async with reception.expect(CONNECTOR, listening=True) as arrivals:
+            between = Between(reception.port)
+            async with between as port:
+                dialled = await opening.open_at(direct(port), CALLED)
+                (await arrivals.get()).close()
+                dialled.close()
+            again = await streams.dial(("127.0.0.1", reception.port))
+            with again:
+                await loop.sock_sendall(again, between.said)
+                reply = await streams.read_frame(again)
+                assert (reply.command, reply.status) == (Command.OPEN, Status.NOT_AUTHORIZED)
+            assert arrivals.empty()
+        reception.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize(
+    ("expected", "said"),
+    [(CONNECTOR, CONNECTOR.challenging(bytes(16))), (meeting(), meeting())],
+    ids=["another's challenge", "no challenge"],
+)
+def test_an_answer_to_another_challenge_is_refused(expected: Meeting, said: Meeting) -> None:
+    async def test() -> None:
+        reception = Reception()
+        async with reception.expect(expected, listening=True) as arrivals:
+            mine = os.urandom(16)
+            proof = said.proof("open called", said.challenge, mine)
+            message = Open(said.name, True, proof, mine)
+            sock = await streams.dial(("127.0.0.1", reception.port))
+            with sock, pytest.raises(RefusedError):
+                await streams.ask(sock, Command.OPEN, message, None)
+            assert arrivals.empty()
         reception.close()
 
     run(test())

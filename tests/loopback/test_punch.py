@@ -63,6 +63,57 @@ def test_a_stranger_at_the_punched_address_gets_nothing(said_over: str) -> None:
         asyncio.run(_limited(said_over))
 
 
+async def _foretold(early: JoinReply, late: JoinReply | None) -> tuple[list[bool], bytes]:
+    """Punch by what was foretold and what was said then; return who was dialled, and what came."""
+    loop = asyncio.get_running_loop()
+    others = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    for other in others:
+        other.setblocking(False)
+    places = [Endpoint.of(other.getsockname()) for other in others]
+
+    def to(told: JoinReply) -> JoinReply:
+        return JoinReply(places[told.wait], told.nonce, 0, 1)
+
+    with streams.shared(("127.0.0.1", 0)) as bound, others[0], others[1]:
+        source = bound.getsockname()[:2]
+        hole = Hole(b"nonce of our own", to(early), source)
+        punching = asyncio.ensure_future(hole.punch(MEETING))
+        first, _ = await loop.sock_accept(others[early.wait])
+        hole.introduce(late and to(late), source)
+        if late is None:
+            with first, pytest.raises(ConnectionRefusedError, match="no way"):
+                await punching
+            return [True, False], b""
+        sock = first
+        if late.wait != early.wait:
+            sock, _ = await loop.sock_accept(others[late.wait])
+        with first, sock:
+            proof = MEETING.proof("punch listener", hole.nonce, late.nonce)
+            await streams.say(sock, Command.PUNCH, Punch(proof))
+            await streams.read_message(sock, Command.PUNCH)
+            await loop.sock_sendall(sock, b"bytes")
+            with await punching as punched:
+                return [True, sock is not first], await loop.sock_recv(punched, 10)
+
+
+@pytest.mark.parametrize(
+    ("late", "outcome"),
+    [
+        pytest.param(JoinReply(None, THEIRS, 0), ([True, False], b"bytes"), id="the same"),
+        pytest.param(JoinReply(None, THEIRS, 1), ([True, True], b"bytes"), id="elsewhere"),
+        pytest.param(None, ([True, False], b""), id="no way"),
+    ],
+)
+def test_what_was_foretold_is_begun_and_what_is_said_counts(
+    late: JoinReply | None, outcome: tuple[list[bool], bytes]
+) -> None:
+    async def test() -> None:
+        async with asyncio.timeout(HANG_S):
+            assert await _foretold(JoinReply(None, THEIRS, 0), late) == outcome
+
+    asyncio.run(test())
+
+
 def test_who_is_not_introduced_does_not_connect() -> None:
     async def test() -> None:
         hole = Hole()

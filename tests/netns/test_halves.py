@@ -9,6 +9,7 @@ import pytest
 
 from tests.netns.lab import Lab, Program
 from tests.netns.pairs import Listening, World, exchanged
+from tests.netns.test_punching import punching_world
 
 PARKED = r"a connection of \S+:(\d+) is parked"
 JOINED = "joining on a connection that waited"
@@ -58,6 +59,29 @@ def test_who_is_called_joins_on_a_connection_that_waits(world: World) -> None:
     parked(broker)
     exchanged(world, world.other, listening)
     assert joined(world) == 2
+
+
+EARLY = "introduced before the relay is ready"
+
+
+@pytest.mark.parametrize(
+    ("listener", "connector", "path", "early"),
+    [
+        pytest.param("preserving", "preserving", "punched", True, id="both keep ports"),
+        pytest.param("preserving", "random", "relayed", False, id="the connector's NAT does not"),
+        pytest.param("random", "preserving", "relayed", False, id="the listener's does not"),
+    ],
+)
+def test_who_is_called_is_introduced_by_the_connection_that_waits(
+    lab: Lab, tmp_path: Path, listener: str, connector: str, path: str, early: bool
+) -> None:
+    world = punching_world(lab, tmp_path, {"mapping": listener}, {"mapping": connector})
+    listening, _ = waiting(world, world.brokerd)
+    exchanged(world, world.b, listening)
+    assert world.path_to(world.b, listening.address) == path
+    for host in (world.a, world.b):
+        assert (EARLY in world.log_of(host).read_text()) is early
+    assert joined(world) == 1
 
 
 def test_one_that_is_dead_is_noticed_and_another_dialled(world: World) -> None:

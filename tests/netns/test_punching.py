@@ -37,7 +37,7 @@ def punching_world(lab: Lab, tmp: Path, a: dict[str, Any], b: dict[str, Any]) ->
     )
     world.a, world.a2 = world.gateway_a.host("a"), world.gateway_a.host("a2")
     world.b = world.gateway_b.host("b")
-    world.brokerd = world.broker(world.public)
+    world.brokerd = world.broker(world.public, log="INFO")
     for host in (world.a, world.b, world.other):
         world.use_broker(host, world.public.address)
     return world

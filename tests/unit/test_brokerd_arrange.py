@@ -12,7 +12,7 @@ from hypothesis import given
 
 from brokerd.arrange import MOST_ADDRESSES, Side, arrange, network_of
 from gcbpatch.wire.codec import MAX_DATAGRAM, Kind, build
-from gcbpatch.wire.messages import Call, Command, Endpoint, PathKind
+from gcbpatch.wire.messages import Call, Command, Endpoint, JoinReply, PathKind
 
 RELAYED = PathKind.RELAYED
 PUBLIC, NAT_A = "198.51.100.7", "203.0.113.1"
@@ -125,7 +125,8 @@ def test_a_call_with_all_that_can_be_in_it_is_one_datagram() -> None:
     )
     everything = Side((long[0].host, 1), tuple(Endpoint(long[0].host, 60000 + n) for n in range(8)))
     call = Call(
-        bytes(16), bytes(8), bytes(8), bytes(16), long[0], True, arrange(everything, everything)
+        bytes(16), bytes(8), bytes(8), bytes(16), long[0], True, arrange(everything, everything),
+        bytes(16), JoinReply(long[0], bytes(16), 60000, 60000), bytes(16),
     )
     sealed = 32
     assert len(build(Kind.REQUEST, Command.CALL, 1, call)) + sealed <= MAX_DATAGRAM

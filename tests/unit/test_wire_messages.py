@@ -73,8 +73,10 @@ def sized() -> list[tuple[Command, Kind, str, int, int]]:
         (command, kind, name, *SIZED[name])
         for (kind, command), vector in EXAMPLES.items()
         for name in vector.body or ()
-        if name in SIZED
+        if name in SIZED and (command, name) != (Command.CALL, "challenge")
     ]
+    found += [(Command.CALL, Q, "challenge", 0, 16), (Command.CALL, Q, "half", 0, 16)]
+    found += [(Command.CONNECT, Q, "nonce", 0, 16)]
     found += [(Command.REGISTER, Q, "nonce", 8, 8), (Command.CALL, Q, "nonce", 8, 8)]
     found += [(Command.OPEN, Q, "nonce", 16, 16), (Command.OPEN, R, "nonce", 16, 16)]
     found += [(Command.MEET, Q, "nonce", 8, 8)]
@@ -119,6 +121,8 @@ NUMBERS = [
     (Command.ASK, Q, "port", 1, 65535),
     (Command.REGISTER, Q, "protocol", 6, 17),
     (Command.CONNECT, Q, "port", 0, 65535),
+    (Command.CONNECT, Q, "half", 0, 65535),
+    (Command.CONNECT, Q, "round_trip", 0, 60000),
     (Command.CONNECT, Q, "protocol", 6, 17),
     (Command.FORWARD, Q, "protocol", 6, 17),
     (Command.QUERY, Q, "protocol", 6, 17),
@@ -169,8 +173,27 @@ def test_no_list_is_without_bounds() -> None:
     for (kind, command), vector in EXAMPLES.items():
         for name, value in (vector.body or {}).items():
             address = isinstance(value, list) and [type(item) for item in value] == [str, int]
-            known = address or name == "card" or (command, kind, name) in named
+            known = address or name in ("card", "early") or (command, kind, name) in named
             assert not isinstance(value, list) or known
+
+
+@pytest.mark.parametrize(("command", "kind"), [(Command.CONNECT, R), (Command.CALL, Q)])
+@pytest.mark.parametrize(
+    "early",
+    [
+        pytest.param([["a name", 1], bytes(16), 0, 0], id="a place that is no address"),
+        pytest.param([ADDRESS, bytes(17), 0, 0], id="a nonce too long"),
+        pytest.param([ADDRESS, bytes(16), -1, 0], id="a wait below zero"),
+        pytest.param([ADDRESS, bytes(16), 0, 60001], id="a round trip too long"),
+        pytest.param(bytes(16), id="no introduction"),
+    ],
+)
+def test_an_early_introduction_is_as_bounded_as_a_late_one(
+    command: Command, kind: Kind, early: object
+) -> None:
+    taken(command, kind, early=[ADDRESS, bytes(16), 0, 60000])
+    taken(command, kind, early=None)
+    refused(command, kind, early=early)
 
 
 @pytest.mark.parametrize("command", [Command.INTRODUCE, Command.MEET])

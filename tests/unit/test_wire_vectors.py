@@ -155,7 +155,7 @@ def test_a_proof(name: str) -> None:
 def test_every_value_is_used_by_a_test() -> None:
     others = {name for name in VALUES if not name.startswith("proof")}
     assert others == {"key id", "cookie", "claim", "tag", "header past the relay"}
-    assert len(VALUES) - len(others) == 12
+    assert len(VALUES) - len(others) == 13
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,7 @@ def test_every_value_is_used_by_a_test() -> None:
     [
         ("JOIN request", "proof of a joining listener"),
         ("OPEN request", "proof of who opens"),
+        ("OPEN request of who was called", "proof of who was called and opens"),
         ("OPEN reply", "proof of who is opened"),
         ("CONFIRM request", "proof of who confirms"),
         ("PUNCH request", "proof of a punching connector"),
