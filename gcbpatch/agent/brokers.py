@@ -20,7 +20,7 @@ from ..addresses import Address, format_address, is_ip, is_link_local
 from ..config import ClientConfig
 from ..errors import RefusedError, Status
 from ..outlets import has_way
-from ..wire.messages import UDP, Card
+from ..wire.messages import UDP, Card, Endpoint
 from .broker import Broker, OnCall, OnMeet
 from .choice import ordered
 from .heart import Heart
@@ -94,6 +94,8 @@ class Brokers:
         self._loop = asyncio.get_running_loop()
         self.on_news: Callable[[], None] = lambda: None
         self.on_meet: OnMeet = lambda _, __: Status.UNKNOWN
+        self.elsewhere: Callable[[], list[Endpoint]] = list
+        """Where else than at its own address this agent may be dialled."""
         self.register_port: RegisterPort = _nowhere
         """Registers a UDP port with one of these brokers, if one takes it."""
 
@@ -134,6 +136,7 @@ class Brokers:
             )
             self._brokers[address].on_news = lambda: self.on_news()
             self._brokers[address].on_meet = lambda one, card: self.on_meet(one, card)
+            self._brokers[address].standing.elsewhere = lambda: self.elsewhere()
         if found:
             self._forget_all_but(set(found))
         return bool(fresh)

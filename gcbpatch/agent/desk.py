@@ -39,6 +39,7 @@ from .door import (
     World,
     close_all,
 )
+from .entrance import Entrance
 from .gateway import Gateway
 from .listeners import Listener, Listeners
 from .meeting import Meeting
@@ -75,6 +76,11 @@ class Desk:
         )
         gateway = config.gateway
         self._gateway = Gateway(gateway, client, config, self.registrants) if gateway else None
+        self._entrance: Entrance | None = None
+        if self._gateway is not None:
+            self._entrance = Entrance(self._gateway, self.reception.port)
+            self.registrants.collections += (self._entrance,)
+            self.brokers.elsewhere = lambda: self._entrance.endpoints if self._entrance else []
         self.datagrams.use(self.brokers, self._gateway)
 
     @property
@@ -118,6 +124,8 @@ class Desk:
         forwarded = way is not Way.GCB and await self._forward(one)
         brokered = way is Way.GCB or (way is None and not self._never)
         if not forwarded and brokered and self.brokers:
+            if self._entrance is not None:
+                await self._entrance.open()
             await self.brokers.register(one)
         log.info(
             "listener %s: %s",

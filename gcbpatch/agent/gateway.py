@@ -14,6 +14,8 @@ import os
 import socket
 from dataclasses import dataclass, field
 
+from cachetools import TTLCache
+
 from ..addresses import Address, format_address
 from ..config import ClientConfig
 from ..errors import EXHAUSTED, RefusedError, RemoteProtocolError, Status, errno_of
@@ -46,6 +48,9 @@ log = logging.getLogger("gcbpatch.agent")
 RENEW_CHUNK = 64
 PROVE_SECONDS = 10.0
 MOST_PROOFS = 64
+MOST_NEIGHBOURS = 1024
+NEIGHBOUR_SECONDS = 5.0
+"""How long an answer to QUERY is believed: a neighbour that goes takes its mapping with it."""
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
 
 
@@ -80,14 +85,18 @@ class Gateway:
         self._proofs: set[asyncio.Task[None]] = set()
         self._heart = Heart(config.lifetime, self._beat)
         self._silent = False
+        self._neighbours: TTLCache[Address, Address | None] = TTLCache(
+            MOST_NEIGHBOURS, NEIGHBOUR_SECONDS, asyncio.get_running_loop().time
+        )
 
     @property
     def patience(self) -> float:
         """Seconds to wait: a dpfd that has been silent gets one try, not a program's time."""
         return 0.3 if self._silent else self._config.patience
 
-    def _note_failure(self, error: Exception) -> None:
-        level = logging.DEBUG if self._silent else logging.WARNING
+    def _note_failure(self, error: Exception, *, told: bool = False) -> None:
+        """Warn once; not where the program is told, who warns itself that nothing is left."""
+        level = logging.DEBUG if self._silent else logging.INFO if told else logging.WARNING
         if isinstance(error, RefusedError) and error.status is Status.UNSUPPORTED:
             level = logging.INFO  # a gateway that maps no UDP ports is nothing to warn of
         log.log(level, "dpfd at %s: %s", format_address(self.address), error or "no answer")
@@ -101,7 +110,7 @@ class Gateway:
             async with asyncio.timeout(self.patience), self._turn:
                 await self._open_session()
         except FAILURES as error:
-            self._note_failure(error)
+            self._note_failure(error, told=not self._config.brokers)
             return False
         return True
 
@@ -113,7 +122,8 @@ class Gateway:
             host = await self._local_host()
             reply = await self._ask(Command.FORWARD, self._forward(one, management, host))
         except FAILURES as error:
-            self._note_failure(error)
+            told = one.protocol == TCP and not self._config.brokers
+            self._note_failure(error, told=told)
             one.reason = f"dpfd: {error or 'no answer'}"
             if isinstance(error, RefusedError) and error.status in EXHAUSTED:
                 one.error = errno_of(error.status)
@@ -157,13 +167,21 @@ class Gateway:
             management.acceptor.close()
 
     async def query(self, public: Address) -> Address | None:
-        """Return where inside ``public`` leads; None when it is no mapping of the gateway's."""
+        """Return where inside ``public`` leads; None when it is no mapping of the gateway's.
+
+        What was answered is taken for true for NEIGHBOUR_SECONDS.
+        """
+        if public in self._neighbours:
+            return self._neighbours[public]
         try:
             reply = await self._ask(Command.QUERY, Query(Endpoint.of(public), TCP))
         except FAILURES as error:
             log.info("query of %s: %s", format_address(public), error or "no answer")
+            if isinstance(error, RefusedError) and error.status is Status.UNKNOWN:
+                self._neighbours[public] = None
             return None
         assert isinstance(reply, QueryReply)
+        self._neighbours[public] = reply.inside.address
         return reply.inside.address
 
     async def _ask(self, command: Command, message: Message) -> Message:

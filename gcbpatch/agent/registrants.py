@@ -42,7 +42,7 @@ class Collection(Protocol):
         """End those whose sockets the kernel does not know any more."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Registrants:
     """Several collections as one."""
 

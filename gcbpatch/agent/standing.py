@@ -6,6 +6,7 @@ It must never delay what a program waits for by more than its two parts do.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import msgspec
 
@@ -36,6 +37,8 @@ class Standing:
         self._control = control
         self._port = port
         self._told: list[Endpoint] = []
+        self.elsewhere: Callable[[], list[Endpoint]] = list
+        """Where else than at our own address the agent is reached: a gateway's mapping."""
 
     def look(self, patience: float) -> None:
         """Find out what is not known yet, meanwhile."""
@@ -59,7 +62,8 @@ class Standing:
     @property
     def endpoints(self) -> list[Endpoint]:
         """Where another agent may dial this one, as far as is known now."""
-        return [] if self._own.is_shut else [Endpoint(self._control.local_host, self._port)]
+        here = [] if self._own.is_shut else [Endpoint(self._control.local_host, self._port)]
+        return here + self.elsewhere()
 
     async def settled(self) -> None:
         """Wait a moment for whether the agent's port is shut, if that is being looked at."""
@@ -67,7 +71,7 @@ class Standing:
 
     async def of_use(self, reply: ConnectReply) -> ConnectReply:
         """Return the reply without the path that a shut port leaves nothing of."""
-        if not await self._own.settled():
+        if not await self._own.settled() or self.elsewhere():
             return reply
         log.info("no reverse path, since this agent's port is shut")
         paths = [path for path in reply.paths if path.kind is not PathKind.REVERSE]
