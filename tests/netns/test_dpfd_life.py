@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -97,6 +98,62 @@ def test_a_client_that_is_stopped_as_a_whole_comes_back_to_its_address(
         assert link.recv(10) == b"hello"
     program.kill()
     removed(daemon, public)
+
+
+HEIRS = """
+import array, os, socket, subprocess, sys, time
+def serve(listener):
+    while True:
+        with listener.accept()[0] as link:
+            link.sendall(b"hello")
+if len(sys.argv) > 1:
+    serve(socket.socket(fileno=int(sys.argv[1])))
+forked, execed, passed = (socket.create_server(("", 0)) for _ in range(3))
+for listener in (forked, execed, passed):
+    print("at %s:%d" % listener.getsockname(), flush=True)
+ours, theirs = socket.socketpair()
+if os.fork() == 0:
+    _, descriptors, _, _ = socket.recv_fds(theirs, 10, 1)
+    serve(socket.socket(fileno=descriptors[0]))
+if os.fork() == 0:
+    copy = forked.dup()
+    forked.close()
+    serve(copy)
+execed.set_inheritable(True)
+subprocess.Popen([sys.executable, *sys.argv, str(execed.fileno())], close_fds=False)
+socket.send_fds(ours, [b"this"], [passed.fileno()])
+sys.stdin.read(1)
+os._exit(0)
+"""
+
+
+def test_a_listener_lives_with_whoever_has_it_last(lab: Lab, tmp_path: Path) -> None:
+    gateway, pub = lab.gateway("ga", inside=INSIDE), lab.host("pub")
+    daemon = start(gateway, tmp_path / "mirror", "--lifetime", "2")
+    host, script = gateway.host("a"), tmp_path / "heirs.py"
+    script.write_text(HEIRS)
+    env = {"DPF_SERVER": gateway.inside_address}
+    argv = [sys.executable, "-m", "gcbpatch", str(script)]
+    program = host.popen(argv, env=env, stdin=subprocess.PIPE)
+    publics = [parse_host_port(program.wait_line("^at (.*)$")[1], 0) for _ in range(3)]
+    for public in publics:
+        with dial(pub, *public) as link:
+            assert link.recv(10) == b"hello"
+    program.stdin.write(b"x")
+    program.stdin.flush()
+    # A lifetime after the first process has ended, who inherited the sockets is still reached.
+    marker = Client(gateway.host("marker"), gateway)
+    short = marker.forward(lifetime=2)
+    marker.management.close()
+    removed(daemon, short)
+    for public in publics:
+        with dial(pub, *public) as link:
+            assert link.recv(10) == b"hello"
+    for pid in processes_of(host):
+        os.kill(pid, signal.SIGKILL)
+    for _ in publics:
+        daemon.wait_line(" removed", stream="stderr")
+    assert BACK_ENDS[0].rules(gateway) == {}
 
 
 def processes_of(host: Host) -> list[int]:

@@ -10,6 +10,7 @@ import pytest
 from tests.netns.gateway_extra import require
 from tests.netns.gateway_ground import BACK_ENDS, INSIDE, BackEnd, Client, command, start
 from tests.netns.lab import Gateway, Lab, Program
+from tests.netns.talk import dial
 
 SQUAT = """
 import json, socket, sys
@@ -64,9 +65,9 @@ def test_an_ordinary_user_cannot_keep_dpfd_from_starting(lab: Lab, tmp_path: Pat
 
 @pytest.mark.parametrize("back_end", BACK_ENDS, ids=lambda back_end: back_end.name)
 def test_each_leaves_the_others_rules_alone(
-    back_end: BackEnd, gateway: Gateway, tmp_path: Path
+    back_end: BackEnd, lab: Lab, gateway: Gateway, tmp_path: Path
 ) -> None:
-    clients, publics = [], []
+    clients, publics, pub = [], [], lab.host("pub")
     daemons: list[Program] = []
     for port, ports in ((65431, "20000-20050"), (65430, "20051-20099")):
         flags = ("--port", str(port), "--ports", ports, "--backend", back_end.name)
@@ -81,4 +82,9 @@ def test_each_leaves_the_others_rules_alone(
         daemon.wait_line("lacked 1 rules and had 0 too many", stream="stderr")
     insides = (client.inside for client in clients)
     assert back_end.rules(gateway) == dict(zip(publics, insides, strict=True))
+    for client, public in zip(clients, publics, strict=True):
+        neighbour = clients[client is clients[0]].host
+        for node in (pub, neighbour):
+            with dial(node, *public), client.accept()[0]:
+                pass
     assert not re.search("[1-9] too many", "".join(daemon.stderr for daemon in daemons))

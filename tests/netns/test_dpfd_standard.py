@@ -8,7 +8,7 @@ import pytest
 
 from dpfd import natpmp, pcp
 from gcbpatch.addresses import Address
-from gcbpatch.wire.messages import TCP
+from gcbpatch.wire.messages import TCP, UDP
 from tests.netns.gateway_extra import require
 from tests.netns.gateway_ground import BACK_ENDS, INSIDE, BackEnd, start
 from tests.netns.lab import Gateway, Host, Lab
@@ -63,6 +63,22 @@ def test_pcp_maps_a_port_that_the_world_reaches_and_a_restart_keeps_it(
     end = pcp.AskMap(NONCE, TCP, 8080, ("0.0.0.0", 0), 0)
     assert by_pcp(host, gateway, end)[0] is pcp.Result.SUCCESS
     assert back_end.rules(gateway) == {}
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS, ids=lambda back_end: back_end.name)
+def test_a_mapped_udp_port_is_spoken_to_and_answers_from_its_public_address(
+    back_end: BackEnd, lab: Lab, gateway: Gateway, tmp_path: Path
+) -> None:
+    start(gateway, tmp_path / "mirror", "--standard-clients", "--backend", back_end.name)
+    host, pub = gateway.host("a"), lab.host("pub")
+    with udp(host, 5060) as server, udp(pub) as caller:
+        request = natpmp.AskMapping(UDP, 5060, 20060, 600)
+        answer = exchange(host, (gateway.inside_address, natpmp.PORT), natpmp.build(request))
+        assert answer[10:12] == (20060).to_bytes(2, "big")
+        caller.sendto(b"ring", (gateway.public_address, 20060))
+        assert server.recvfrom(10) == (b"ring", (pub.address, caller.getsockname()[1]))
+        server.sendto(b"hello", (pub.address, caller.getsockname()[1]))
+        assert caller.recvfrom(10) == (b"hello", (gateway.public_address, 20060))
 
 
 def test_natpmpc_maps_shows_and_ends(lab: Lab, gateway: Gateway, tmp_path: Path) -> None:
