@@ -40,7 +40,7 @@ def command(path: str | None, dry_run: bool, flush: bool, **flags: Any) -> None:
     """Forward ports of a NAT gateway to programs inside, as they ask for it.
 
     Rules stay when dpfd ends, since mappings live through a restart; --flush removes them.
-    SIGHUP reads the tokens again and puts right what others changed in the firewall.
+    SIGHUP reads tokens and policy again and puts right what others changed in the firewall.
     """
     config = settings.load(path, flags)
     logging.basicConfig(
@@ -60,7 +60,7 @@ def command(path: str | None, dry_run: bool, flush: bool, **flags: Any) -> None:
         for line in daemon.plan(config):
             print(line)
         return
-    daemon.run(config)
+    daemon.run(config, lambda: settings.load(path, flags))
 
 
 def main() -> None:

@@ -65,6 +65,23 @@ class Config:
     log: str = "INFO"
 
 
+REREAD = (
+    "token_file",
+    "wish",
+    "allow",
+    "mappings",
+    "mappings_per_client",
+    "mappings_per_host",
+)
+"""What is taken over while dpfd runs."""
+
+
+def waiting(old: Config, new: Config) -> list[str]:
+    """Return the settings that differ, and are taken over at the next start only."""
+    names = (field.name for field in fields(Config) if field.name not in REREAD)
+    return [name for name in names if getattr(old, name) != getattr(new, name)]
+
+
 def load(path: str | None, flags: Mapping[str, Any]) -> Config:
     """Return the settings; a flag that is None was not given. Raises ConfigError."""
     config = Config()

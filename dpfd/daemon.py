@@ -12,6 +12,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import gevent
 from gevent.event import Event
@@ -22,7 +23,7 @@ from gcbpatch.errors import ConfigError, GcbError
 from gcbpatch.wire.auth import Keyring
 
 from . import natpmp, others, privileges, standard
-from .config import Config
+from .config import Config, waiting
 from .dispatch import Dispatcher
 from .grants import Senses
 from .kernel import choice, host
@@ -60,9 +61,14 @@ class Gateway:
         hosts: tuple[str, ...],
         kernel: KernelPort,
         port_in_use: Callable[[int, Address], bool],
+        again: Callable[[], Config] | None = None,
     ) -> None:
-        """Raises ConfigError for a mirror or a token file that cannot be used."""
+        """``again`` reads the settings once more.
+
+        Raises ConfigError for a mirror or a token file that cannot be used.
+        """
         self._config = config
+        self._again = again or (lambda: config)
         keyring = _keyring(config)
         self.mirror = Mirror(config.mirror, os.urandom(EPOCH_SIZE))
         self.table = Table()
@@ -75,16 +81,8 @@ class Gateway:
             config.grace or config.lifetime / 2,
             config.probe_rate,
         )
-        policy = Policy(
-            max_lifetime=config.lifetime,
-            per_client=config.mappings_per_client,
-            per_host=config.mappings_per_host,
-            in_all=config.mappings,
-            allow=config.allow,
-            refuses=config.wish == "refuse",
-        )
         senses = Senses(_random_number, port_in_use, probe, self.liveness.watch)
-        self.dispatcher = Dispatcher(self.mappings, policy, senses, keyring)
+        self.dispatcher = Dispatcher(self.mappings, _policy(config), senses, keyring)
         self._greenlets: list[gevent.Greenlet] = []
         self._server: Server | None = None
         self._standard: standard.Server | None = None
@@ -124,13 +122,26 @@ class Gateway:
         self.mirror.close()
 
     def reread(self) -> None:
-        """Read the tokens again; the old ones stay if that fails."""
+        """Read tokens and policy again; they stay as they were if that fails.
+
+        What the policy allows no more is removed; other settings wait for the next start.
+        """
         try:
-            self.dispatcher.keyring = _keyring(self._config)
+            config = self._again()
+            keyring = _keyring(config)
         except ConfigError as error:
-            log.error("the tokens stay as they were: %s", error)
-        else:
-            log.info("the tokens were read again")
+            log.error("tokens and policy stay as they were: %s", error)
+            return
+        self.dispatcher.keyring = keyring
+        policy = _policy(replace(config, lifetime=self._config.lifetime))
+        self.dispatcher.grants.policy = policy
+        log.info("the tokens were read again, and who may map what")
+        for name in waiting(self._config, config):
+            log.warning("%s is as it was until the next start", name)
+        try:
+            self.mappings.give_up(policy)
+        except GcbError as error:
+            log.error("mappings that are allowed no more stay for now: %s", error)
 
     def _serve_standard(self, datagrams: gevent.socket.socket) -> standard.Server:
         epoch = standard.epoch_since(self.mirror.born(int(time.time())))
@@ -155,21 +166,24 @@ class Gateway:
                 gevent.sleep(10 * EXPIRY_INTERVAL)
 
 
-def run(config: Config) -> None:
-    """Serve until SIGTERM or SIGINT. Raises ConfigError, KernelError and PrivilegeError."""
+def run(config: Config, again: Callable[[], Config]) -> None:
+    """Serve until SIGTERM or SIGINT; ``again`` reads the settings once more, at SIGHUP.
+
+    Raises ConfigError, KernelError and PrivilegeError.
+    """
     privileges.require()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     private = host.addresses_of(config.private)
     layout = _layout(config)
     standing = Standing(layout.hosts, *config.ports)
-    stop, again = Event(), Event()
+    stop, told = Event(), Event()
     gevent.signal_handler(signal.SIGTERM, stop.set)
     gevent.signal_handler(signal.SIGINT, stop.set)
-    gevent.signal_handler(signal.SIGHUP, again.set)
+    gevent.signal_handler(signal.SIGHUP, told.set)
     chosen = choice.choose(config.backend)
     ground = Firewall(choice.back_end(chosen.name, layout), layout)
-    gateway = Gateway(config, layout.hosts, ground, host.port_in_use)
+    gateway = Gateway(config, layout.hosts, ground, host.port_in_use, again)
     try:
         address = private[0].host, config.port
         listener = host.listen(address, config.private)
@@ -184,7 +198,7 @@ def run(config: Config) -> None:
             log.warning("no token file: whoever is on %s may map ports", config.private)
         print(f"dpfd ready on {format_address(address)}", flush=True)
         follower = Follower(config, layout, ground, gateway.mappings, standing)
-        upkeep = Upkeep(gateway.mappings, ground, again, gateway.reread)
+        upkeep = Upkeep(gateway.mappings, ground, told, gateway.reread)
         loops = [
             gevent.spawn(upkeep.reconcile_again, config.reconcile_interval, follower.follow),
             gevent.spawn(upkeep.hold, config.lifetime),
@@ -302,6 +316,17 @@ def _public_hosts(config: Config) -> tuple[str, ...]:
     if all(is_ip(word) for word in config.public):
         return config.public
     return tuple(address.host for address in host.addresses_of(config.public[0]))
+
+
+def _policy(config: Config) -> Policy:
+    return Policy(
+        max_lifetime=config.lifetime,
+        per_client=config.mappings_per_client,
+        per_host=config.mappings_per_host,
+        in_all=config.mappings,
+        allow=config.allow,
+        refuses=config.wish == "refuse",
+    )
 
 
 def _keyring(config: Config) -> Keyring:

@@ -70,10 +70,14 @@ class Dispatcher:
         self, mappings: Mappings, policy: Policy, senses: Senses, keyring: Keyring
     ) -> None:
         self.mappings = mappings
-        self.policy = policy
         self.senses = senses
         self.keyring = keyring
         self.grants = Grants(mappings, policy, senses)
+
+    @property
+    def policy(self) -> Policy:
+        """Who may map what, as of now."""
+        return self.grants.policy
 
     def answer(self, frame: Frame, peer: Peer) -> Outcome:
         """Carry out a request and return its reply; raises nothing for what a client sends."""

@@ -77,6 +77,13 @@ class Mappings:
         for mapping in strays:
             log.warning("%s is outside of what is configured, and given up", mapping)
 
+    def give_up(self, policy: Policy) -> None:
+        """Remove what the policy allows no more. Raises KernelError and MirrorError."""
+        with self._lock:
+            strays = [one for one in self.table if not self._may_stay(one, policy)]
+            if strays:
+                self.remove(strays)
+
     def _may_stay(self, mapping: Mapping, policy: Policy) -> bool:
         asker = mapping.management[0]
         return mapping.public in self.pool and policy.tolerates(

@@ -64,13 +64,11 @@ class Standard:
         complain: Callable[[Address, int, str], None],
     ) -> None:
         """``lifetime`` (seconds) is the longest lease; ``epoch`` says how old our state is."""
-        policy = replace(grants.policy, max_lifetime=lifetime)
-        strict = replace(policy, refuses=True)
+        self._base = grants
+        self._lifetime = lifetime
         self._mappings = grants.mappings
         self._epoch = epoch
         self._complain = complain
-        self._grants = Grants(grants.mappings, policy, grants.senses)
-        self._strict = Grants(grants.mappings, strict, grants.senses)
 
     def answer(self, data: bytes, source: Address) -> bytes | None:
         """Carry out a request; None if there is nothing to say. Raises nothing."""
@@ -110,7 +108,7 @@ class Standard:
             return natpmp.mapped(request, 0, 0, self._epoch())
         wished = ("0.0.0.0", request.public)
         asked = _forward(client, host, request, wished, _NO_NONCE)
-        mapping = self._grant(self._grants, asked)
+        mapping = self._grant(asked)
         return natpmp.mapped(request, mapping.public[1], mapping.lifetime, self._epoch())
 
     # --- PCP ----------------------------------------------------------------------------
@@ -146,7 +144,7 @@ class Standard:
             return pcp.mapped(request, request.public, 0, self._epoch())
         self._check_known(client, request)
         asked = _forward(client, host, request, request.public, request.nonce)
-        mapping = self._grant(self._strict if request.prefers_failure else self._grants, asked)
+        mapping = self._grant(asked, strict=request.prefers_failure)
         return pcp.mapped(request, mapping.public, mapping.lifetime, self._epoch())
 
     def _check_known(self, client: bytes, request: pcp.AskMap) -> None:
@@ -161,13 +159,15 @@ class Standard:
 
     # --- both ---------------------------------------------------------------------------
 
-    def _grant(self, grants: Grants, asked: Forward) -> Mapping:
-        policy = grants.policy
+    def _grant(self, asked: Forward, *, strict: bool = False) -> Mapping:
+        base = self._base
+        refuses = strict or base.policy.refuses
+        policy = replace(base.policy, max_lifetime=self._lifetime, refuses=refuses)
         policy.check_protocol(asked.protocol)
         if not asked.inside.port:
             raise Refused(Status.NOT_AUTHORIZED, "all ports of a host cannot be mapped")
         allowance = policy.check_inside(asked.inside.address, Asker(asked.inside.host))
-        return grants.grant(asked, allowance)
+        return Grants(base.mappings, policy, base.senses).grant(asked, allowance)
 
     def _remove(self, client: bytes, protocol: int, inside: int, nonce: bytes) -> None:
         """Remove a mapping, or all of a protocol, or of all protocols: what is not there is gone.

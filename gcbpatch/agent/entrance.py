@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from ..addresses import Address
+from ..addresses import V4, Address
 from ..wire.messages import TCP, Endpoint
 from .gateway import Gateway
 
@@ -25,6 +25,7 @@ class Entrance:
     def __init__(self, gateway: Gateway, port: int) -> None:
         self.listener = os.urandom(16)
         self.protocol = TCP
+        self.family = V4
         self.bound: Address = ("0.0.0.0", port)
         self.wished = 0
         self.nonce = b""

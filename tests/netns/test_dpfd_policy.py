@@ -145,6 +145,31 @@ def test_tokens_may_be_given_ports_of_their_own(lab: Lab, tmp_path: Path) -> Non
     assert asked("token-of-web", 20080) is Status.CANNOT_PROVIDE_EXTERNAL
 
 
+def test_who_may_map_what_is_read_again_on_sighup(lab: Lab, tmp_path: Path) -> None:
+    gateway = lab.gateway("ga", inside="10.1.0.0/24")
+    settings = tmp_path / "dpfd.toml"
+    settings.write_text("")
+    daemon = start(gateway, tmp_path / "mirror.db", "--config", str(settings))
+    here, there = Client(gateway.host("a"), gateway), Client(gateway.host("b"), gateway)
+    kept, lost = here.forward(), there.forward()
+
+    def read_again(text: str, says: str) -> None:
+        settings.write_text(text)
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_line(says, stream="stderr")
+        daemon.wait_line("reconciled", stream="stderr")
+
+    read_again("allow = 5", "stay as they were: .*allow: tables")
+    assert Asker(there).outcome() is Status.SUCCESS
+    only = f'idle = 5\n[[allow]]\nnetworks = ["{here.host.address}/32"]\n'
+    read_again(only, "idle is as it was until the next start")
+    assert Asker(there).outcome() is Status.NOT_AUTHORIZED
+    assert here.talk.query(kept) == here.inside
+    with pytest.raises(RefusedError, match="UNKNOWN"):
+        here.talk.query(lost)
+    assert BACK_ENDS[0].rules(gateway) == {kept: here.inside}
+
+
 def capabilities(pid: int) -> set[str]:
     """The sets of all threads of a process."""
     found = set()
