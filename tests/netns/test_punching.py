@@ -10,6 +10,7 @@ import pytest
 
 from gcbpatch.agent.memory import HOPELESS
 from tests.netns.lab import Lab
+from tests.netns.lab.program import HANG_LIMIT
 from tests.netns.pairs import ADDRESS, World, exchanged
 
 ATTEMPTS = int(os.environ.get("GCB_PUNCH_ATTEMPTS", "200"))
@@ -48,6 +49,7 @@ DROP = {"unsolicited": "drop"}
 RST = {"unsolicited": "rst", "delay_ms": 25}
 LATE = {"unsolicited": "drop", "delay_ms": 25}
 RANDOM = {"unsolicited": "drop", "mapping": "random"}
+SHIFT = {"unsolicited": "drop", "mapping": "shifting"}
 
 
 @pytest.mark.parametrize(
@@ -73,8 +75,19 @@ def test_a_pair_of_nats(
     assert theirs["peer"][0] == world.b.observed_address
 
 
-def test_punching_comes_about_again_and_again(lab: Lab, tmp_path: Path) -> None:
-    world = punching_world(lab, tmp_path, DROP, DROP)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        pytest.param(DROP, DROP, id="drop-drop"),
+        pytest.param(SHIFT, DROP, id="shift-drop"),
+        pytest.param(DROP, SHIFT, id="drop-shift"),
+        pytest.param(SHIFT, SHIFT, id="shift-shift"),
+    ],
+)
+def test_punching_comes_about_again_and_again(
+    lab: Lab, tmp_path: Path, a: dict[str, Any], b: dict[str, Any]
+) -> None:
+    world = punching_world(lab, tmp_path, a, b)
     address = world.script(world.a, AGAIN_AND_AGAIN).wait_line(ADDRESS).group(1)
     host, port = address.split(":")
     world.script(
@@ -86,10 +99,10 @@ def test_punching_comes_about_again_and_again(lab: Lab, tmp_path: Path) -> None:
                 sock.sendall(b"hello")
                 assert sock.recv(5) == b"hello"
         """,
-    ).wait()
+    ).wait(hang_limit=max(HANG_LIMIT, ATTEMPTS / 5))
     log = world.log_of(world.b).read_text()
     punched, relayed = (log.count(f"{address}: {kind},") for kind in ("PUNCHED", "RELAYED"))
-    print(f"{punched} of {ATTEMPTS} punched")
+    print(f"{punched} of {ATTEMPTS} punched", flush=True)
     assert punched + relayed == ATTEMPTS
     assert punched >= LEAST * ATTEMPTS
 
