@@ -42,7 +42,7 @@ def arrange(connector: Side, listener: Side) -> list[Path]:
     candidates = (
         (PathKind.LOCAL, _inside(connector, listener)),
         (PathKind.DIRECT, _untranslated(listener)),
-        (PathKind.REVERSE, _untranslated(connector)),
+        (PathKind.REVERSE, _untranslated(connector) or _inside(listener, connector)),
     )
     paths = [Path(kind, found[:MOST_ADDRESSES]) for kind, found in candidates if found]
     if _may_punch(connector, listener):
@@ -85,20 +85,20 @@ def _may_punch(connector: Side, listener: Side) -> bool:
     return not any(is_private(host) or is_wildcard(host) for host in (here, there))
 
 
-def _inside(connector: Side, listener: Side) -> list[Endpoint]:
-    """Return the listener's private endpoints, if both may be in one private network.
+def _inside(dialler: Side, dialled: Side) -> list[Endpoint]:
+    """Return the private endpoints of who is dialled, if both may be in one private network.
 
     Seen under one address they are behind the same NAT or are the same host; a broker on
     the gateway itself sees private addresses of both. Names alone prove nothing, but two
     different names tell that the networks are not the same.
     """
-    here, there = connector.observed[0], listener.observed[0]
+    here, there = dialler.observed[0], dialled.observed[0]
     if here != there and not (is_private(here) and is_private(there)):
         return []
-    if connector.network and listener.network and connector.network != listener.network:
+    if dialler.network and dialled.network and dialler.network != dialled.network:
         return []
     same_host = is_loopback(here) and is_loopback(there)
-    return [e for e in listener.local if _is_inside(e) and (same_host or not is_loopback(e.host))]
+    return [e for e in dialled.local if _is_inside(e) and (same_host or not is_loopback(e.host))]
 
 
 def _is_inside(endpoint: Endpoint) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ..errors import RefusedError, RemoteProtocolError, Status
-from ..wire.messages import Call, PathKind
+from ..wire.messages import Call, Path, PathKind
 from . import opening, paths, streams
 from .attempts import CONNECT_SECONDS, Attempt, Attempts, attempts
 from .broker import Broker
@@ -49,7 +49,7 @@ async def _best(
         for path in paths.dialled(meeting.paths, paths.DIALLED_BY_LISTENER):
             relayed = path.kind is PathKind.RELAYED
             join = opening.join(broker, meeting, hole, half) if relayed else None
-            running.add(path.kind, _with_go(join or opening.open_at(path, meeting), meeting))
+            running.add(path.kind, _with_go(join or _reverse(path, meeting), meeting))
         if paths.expects_open(meeting.paths, paths.OPENED_BY_CONNECTOR):
             running.add(PathKind.DIRECT, _arrival_with_go(arrivals, meeting))
         winner = await _first(running)
@@ -64,6 +64,13 @@ def _hole(meeting: Meeting, half: Half | None) -> Hole | None:
     if half is None or half.nonce != meeting.half:
         return Hole()
     return Hole(half.nonce, meeting.early, half.source)
+
+
+async def _reverse(path: Path, meeting: Meeting) -> socket.socket:
+    """Dial the connector; one that dials us by a better path at the same time comes first."""
+    if paths.expects_open(meeting.paths, frozenset({PathKind.LOCAL})):
+        await asyncio.sleep(paths.HEAD_START)
+    return await opening.open_at(path, meeting)
 
 
 async def _with_go(step: Coroutine[Any, Any, socket.socket], meeting: Meeting) -> socket.socket:

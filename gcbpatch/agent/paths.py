@@ -16,6 +16,9 @@ MOST_GRACE = 0.5
 MOST_PUNCH_GRACE = 1.0
 GRACE_FACTOR = 1.0
 
+HEAD_START = 0.01
+"""Seconds that a listener in the connector's own network waits to be dialled before it dials."""
+
 RANK = {
     PathKind.LOCAL: 0,
     PathKind.DIRECT: 1,

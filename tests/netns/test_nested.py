@@ -45,6 +45,13 @@ def ground(lab: Lab, tmp_path: Path) -> Ground:
     return ground
 
 
+def far_broker(lab: Lab, tmp: Path) -> Ground:
+    """One 25 ms away, so that there is time for something better than its relay."""
+    ground = Ground(lab, tmp)
+    ground.broker(lab.host("public", delay_ms=25))
+    return ground
+
+
 def ours(ground: Ground, *hosts: Host) -> None:
     """Have the programs of these hosts patched, with the broker in public."""
     for host in hosts:
@@ -85,12 +92,13 @@ def test_the_same_private_address_in_two_networks_is_never_mistaken(
         assert "heard" not in heard.stdout
 
 
-def test_who_is_nearer_to_their_common_carrier_is_reached_all_the_same(ground: Ground) -> None:
-    provider = ground.lab.gateway("provider", inside="100.64.0.0/24")
-    inner = home(ground.lab, "home", provider).host("inner")
+def test_who_is_nearer_to_their_common_carrier_is_dialled(lab: Lab, tmp_path: Path) -> None:
+    ground = far_broker(lab, tmp_path)
+    provider = lab.gateway("provider", inside="100.64.0.0/24")
+    inner = home(lab, "home", provider).host("inner")
     outer = provider.host("outer")
     ours(ground, inner, outer)
-    for connector, listener, path in ((outer, inner, "relayed"), (inner, outer, "local")):
+    for connector, listener, path in ((outer, inner, "reverse"), (inner, outer, "local")):
         listening = ground.listen(listener)
         exchanged(ground, connector, listening)
         assert ground.path_to(connector, listening.address) == path
@@ -150,5 +158,18 @@ def test_a_broker_with_workers_introduces_and_relays(lab: Lab, tmp_path: Path) -
     ours(ground, here, there, random)
     listening = ground.listen(here)
     for connector, path in ((there, "punched"), (random, "relayed")):
+        exchanged(ground, connector, listening)
+        assert ground.path_to(connector, listening.address) == path
+
+
+def test_a_neighbour_with_a_firewall_of_its_own_dials_who_cannot_dial_it(
+    lab: Lab, tmp_path: Path
+) -> None:
+    ground = far_broker(lab, tmp_path)
+    gateway = home(lab, "home")
+    walled, open_one = gateway.host("walled", firewall="drop"), gateway.host("open")
+    ours(ground, walled, open_one)
+    for connector, listener, path in ((open_one, walled, "reverse"), (walled, open_one, "local")):
+        listening = ground.listen(listener)
         exchanged(ground, connector, listening)
         assert ground.path_to(connector, listening.address) == path
