@@ -222,7 +222,8 @@ class Broker:
         once: listen() takes no longer than it must.
         """
         self.adopt(one)
-        self.standing.look(self.patience)
+        if one.protocol == TCP:
+            self.standing.look(self.patience)
         if not self._reachability.is_asked(one):
             return await self._register(one)
         looking = asyncio.ensure_future(self._look(one))

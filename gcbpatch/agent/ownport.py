@@ -47,6 +47,11 @@ class OwnPort:
         self._looked_at = host, now
         self._looking = self._tasks.run(self._look(host, patience))
 
+    def look_again(self, patience: float) -> None:
+        """Have it looked at once more, if it has been before."""
+        if self._looked_at[0]:
+            self.look(patience, renew=0.0)
+
     async def settled(self) -> bool:
         """Return whether it is shut, as soon as that is known or should be."""
         if self._looking is not None and not self._looking.done():

@@ -47,7 +47,7 @@ class Standing:
 
     def look_again(self, patience: float) -> None:
         """Firewalls change: a heartbeat is the time to see."""
-        self._own.look(patience, renew=0.0)
+        self._own.look_again(patience)
 
     @property
     def is_told(self) -> bool:

@@ -173,3 +173,17 @@ def test_a_neighbour_with_a_firewall_of_its_own_dials_who_cannot_dial_it(
         listening = ground.listen(listener)
         exchanged(ground, connector, listening)
         assert ground.path_to(connector, listening.address) == path
+
+
+def test_two_with_different_brokers_punch_by_the_listeners(lab: Lab, tmp_path: Path) -> None:
+    """The connector's agent has never heard of that broker before the program connects."""
+    ground = Ground(lab, tmp_path)
+    here, there = home(lab, "here").host("a"), home(lab, "there").host("b")
+    for name, host in (("one", here), ("other", there)):
+        broker = lab.host(name)
+        ground.broker(broker)
+        ground.use_broker(host, broker.address)
+    for connector, listener in ((there, here), (here, there)):
+        listening = ground.listen(listener)
+        exchanged(ground, connector, listening)
+        assert ground.path_to(connector, listening.address) == "punched"
