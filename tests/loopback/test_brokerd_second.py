@@ -13,14 +13,14 @@ from gcbpatch.wire.codec import HEADER_SIZE, Kind, build, parse
 from gcbpatch.wire.messages import Command, Hello, HelloReply, Refresh
 
 from .broker_client import Broker
-from .broker_ground import greeted
+from .broker_ground import ALICE, greeted
 
 CLIENT = bytes(16)
 
 
-def second_of(broker: Broker) -> int:
+def second_of(broker: Broker, key: Key | None = None) -> int:
     """The second port, as HELLO at the first tells it."""
-    with greeted(broker) as client:
+    with greeted(broker, key) as client:
         reply = client.ask(Command.HELLO, Hello(CLIENT))
         assert isinstance(reply, HelloReply)
         return reply.second
@@ -35,6 +35,12 @@ def test_both_ports_see_one_port_of_ours_where_no_nat_is_between(broker: Broker)
     seen = observed(broker, broker.address[1], second)
     assert seen.keys() == {broker.address[1], second}
     assert len(set(seen.values())) == 1
+
+
+def test_who_has_no_token_is_not_told_where_he_is_seen(guarded: Broker) -> None:
+    ports = guarded.address[1], second_of(guarded, ALICE)
+    assert observed(guarded, *ports, key=ALICE).keys() == set(ports)
+    assert observed(guarded, *ports) == {}
 
 
 def test_a_silent_port_is_left_out(broker: Broker) -> None:

@@ -187,3 +187,24 @@ def test_two_with_different_brokers_punch_by_the_listeners(lab: Lab, tmp_path: P
         listening = ground.listen(listener)
         exchanged(ground, connector, listening)
         assert ground.path_to(connector, listening.address) == "punched"
+
+
+@pytest.mark.parametrize(
+    ("ports", "path"), [((65432, 65433), "punched"), ((65432,), "relayed")], ids=["open", "shut"]
+)
+def test_shifted_ports_are_known_by_the_brokers_second_port(
+    lab: Lab, tmp_path: Path, ports: tuple[int, ...], path: str
+) -> None:
+    """Behind a firewall that lets nothing to it they count as dependent on the destination."""
+    ground = Ground(lab, tmp_path)
+    broker = lab.host("public", firewall="drop")
+    broker.open(*ports, "10000-32767")
+    ground.broker(broker)
+    here, there = (
+        lab.gateway(name, inside=SAME, mapping="shifting").host(f"{name}'s")
+        for name in ("here", "there")
+    )
+    ours(ground, here, there)
+    listening = ground.listen(here)
+    exchanged(ground, there, listening)
+    assert ground.path_to(there, listening.address) == path
