@@ -14,6 +14,7 @@ from . import (
     children,
     closing,
     connection,
+    forking,
     joining,
     resource_sharer,
     running_loop,
@@ -26,6 +27,7 @@ from .late import Late
 MENDS: dict[str, Callable[[ModuleType, Journal], None]] = {
     "os": closing.mend,
     "gevent.os": waiting.mend,
+    "gevent.hub": forking.mend,
     "asyncio.events": running_loop.mend,
     "multiprocessing.connection": connection.mend,
     "multiprocessing.synchronize": semaphores.mend,

@@ -202,3 +202,39 @@ def test_the_agent_lives_with_the_daemon_after_its_parent_has_gone(
     with socket.create_connection(("127.0.0.1", port), timeout=HANG_LIMIT) as sock:
         assert int(sock.recv(100)) > 0
     wait_end(agent_in(tmp_path / "log"))
+
+
+def test_a_thread_that_connects_does_so_in_the_process_that_asked_for_it_only(
+    tmp_path: Path, settings: dict[str, str]
+) -> None:
+    """Its greenlet is in a child, too, that another one forks as soon as it has accepted."""
+    done = run(
+        tmp_path,
+        PATCHED,
+        """
+        import os, socket, threading, time
+        listener = socket.create_server(("", 0), backlog=100)
+        parent, children, socks = os.getpid(), [], []
+        def serve():
+            for _ in range(30):
+                sock, _ = listener.accept()
+                socks.append(sock)
+                pid = os.fork()
+                if pid == 0:
+                    time.sleep(0.3)
+                    os._exit(0)
+                children.append(pid)
+        thread = threading.Thread(target=serve)
+        thread.start()
+        for _ in range(30):
+            socks.append(socket.create_connection(listener.getsockname()))
+            if os.getpid() != parent:
+                os._exit(1)
+        thread.join()
+        print([os.waitpid(pid, 0)[1] for pid in children])
+        print("good")
+        """,
+        **settings,
+    )
+    assert good(done), done.stderr
+    assert done.stdout.startswith(str([0] * 30)), done.stdout
