@@ -16,7 +16,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..addresses import V4, Address, format_address, is_wildcard
+from ..addresses import V4, V6, Address, format_address, is_wildcard
 from ..config import ClientConfig
 from ..errors import RefusedError, RemoteProtocolError, Status
 from ..routes import Way
@@ -88,10 +88,10 @@ class Channel(Control):
                 return
             if data[:MAGIC_SIZE] != self._magic:
                 continue
-            if source == self.broker:
+            if source[:2] == self.broker:
                 self._receive_datagram(data[MAGIC_SIZE:])
             else:
-                self.on_stranger(data[MAGIC_SIZE:], source)
+                self.on_stranger(data[MAGIC_SIZE:], source[:2])
 
 
 def _page_of(one: Port) -> tuple[int, ...]:
@@ -133,7 +133,8 @@ class Port:
     @property
     def nudge_target(self) -> Address:
         """Where the socket is reached from this host."""
-        return ("127.0.0.1" if is_wildcard(self.bound[0]) else self.bound[0]), self.bound[1]
+        here = "::1" if self.family == V6 else "127.0.0.1"
+        return (here if is_wildcard(self.bound[0]) else self.bound[0]), self.bound[1]
 
 
 class Datagrams:
@@ -178,6 +179,7 @@ class Datagrams:
         if known is not None:
             return self._bound(known), _page_of(known)
         one = Port(asked.listener, asked.cookie, asked.bound.address, asked.wished, os.urandom(8))
+        one.family = asked.family
         self._watch(one)
         way = self._config.routes.way_at(one.bound[0])
         forwarded = way is not Way.GCB and await self._forward(one)
@@ -192,8 +194,8 @@ class Datagrams:
         return self._bound(one), ()
 
     async def _forward(self, one: Port) -> bool:
-        if self._gateway is None:
-            return False
+        if self._gateway is None or one.family == V6:
+            return False  # dpfd maps IPv4 addresses
         if await self._gateway.forward(one):
             return True
         self._gateway.abandon(one)
@@ -212,6 +214,8 @@ class Datagrams:
                 one.reason = "no datagrams reach the broker"
             elif self._refused.get(broker.address, 0.0) > self._loop.time():
                 one.reason = one.reason or "the broker relays no datagrams"
+            elif not broker.gives(one.family) or not broker.is_spoken_in(one.family):
+                one.reason = one.reason or "the broker is of the other family"
             elif await self._register_at(broker, one):
                 return True
         return False
@@ -269,6 +273,8 @@ class Datagrams:
     def _open_ways(self, one: Port, magic: bytes) -> None:
         """Let peers and this port find ways past the relay."""
         assert one.channel is not None and one.proxy is not None and self._brokers is not None
+        if one.family == V6:
+            return  # the page and its tags are of IPv4
         try:
             one.page = one.page or SharedPage()
         except OSError as error:

@@ -131,6 +131,7 @@ class Bind(DoorMessage, frozen=True):
     cookie: int
     bound: Endpoint
     wished: Annotated[int, Meta(ge=0, le=65535)]
+    family: Family = V4
 
 
 class Hold(DoorMessage, frozen=True):

@@ -18,8 +18,9 @@ from ..addresses import Address
 _NETLINK_SOCK_DIAG = 4
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
-_TCP_DESTROY_GROUP = 1
-_UDP_DESTROY_GROUP = 2
+_TCP_DESTROY_GROUPS = (1, 3)
+_UDP_DESTROY_GROUPS = (2, 4)
+"""Each for IPv4 and for IPv6."""
 _SO_ATTACH_FILTER = 26
 _HEADER = struct.Struct("=IHHII")
 _SPORT_AT = 20
@@ -57,12 +58,12 @@ _MOST_PORTS = 64
 
 def open_events() -> socket.socket:
     """Return a non-blocking netlink socket that reports listeners' ends; raises OSError."""
-    return _open(_TCP_DESTROY_GROUP, _ONLY_LISTENERS)
+    return _open(_TCP_DESTROY_GROUPS, _ONLY_LISTENERS)
 
 
 def open_datagram_events() -> socket.socket:
     """Return one that reports the ends of UDP sockets on the ports given to only_ports()."""
-    return _open(_UDP_DESTROY_GROUP, _of_ports(()))
+    return _open(_UDP_DESTROY_GROUPS, _of_ports(()))
 
 
 def only_ports(events: socket.socket, ports: Iterable[int]) -> None:
@@ -79,13 +80,14 @@ def _of_ports(ports: Sequence[int]) -> Sequence[Instruction]:
     return ((0x28, 0, 0, _SPORT_AT), *tests, (0x06, 0, 0, 0), everything)
 
 
-def _open(group: int, program: Sequence[Instruction]) -> socket.socket:
+def _open(groups: Sequence[int], program: Sequence[Instruction]) -> socket.socket:
     events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_SOCK_DIAG)
     try:
         events.setblocking(False)
         _attach(events, program)
         events.bind((0, 0))
-        events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        for group in groups:
+            events.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     except OSError:
         events.close()
         raise

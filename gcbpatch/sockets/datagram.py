@@ -20,18 +20,14 @@ from typing import Any
 
 import gevent.socket
 
-from ..addresses import Address, is_wildcard
+from ..addresses import canonical, is_wildcard
 from ..errors import RemoteProtocolError
 from ..wire.datagrams import (
     DIRECT_4,
     DIRECT_SIZE,
-    HEADER_4,
     MOST_PAYLOAD,
-    PART_4,
-    REFUSED_4,
-    WHOLE_4,
 )
-from .flow import Flow
+from .flow import FORMS, Flow
 from .raw import LAYER, Raw
 
 _base = _socket.socket
@@ -49,7 +45,7 @@ _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.EACCES, err
 NO_WAYS = b"-"
 """Tells the agent that this socket hears nobody but the relay."""
 _ROOM = 65536
-_KINDS = frozenset(bytes([kind]) for kind in (WHOLE_4, PART_4, REFUSED_4, DIRECT_4))
+_KINDS = frozenset(bytes([kind]) for form in FORMS.values() for kind in (*form.framed, DIRECT_4))
 """What a datagram may begin with that somebody has put a header on."""
 _SMALL = 16384
 """Octets of a payload that are copied behind their header: cheaper than two buffers."""
@@ -67,7 +63,7 @@ class Got:
     joined: bytes | None
     ancillary: Any
     flags: int
-    peer: Address
+    peer: Any
 
 
 class Datagram(Raw):
@@ -133,15 +129,16 @@ class Datagram(Raw):
         size, got = self._into(views, asked[2], asked[1])
         return size, got.ancillary, got.flags, got.peer
 
-    def _next(self, size: int) -> tuple[bytes, Address]:
+    def _next(self, size: int) -> tuple[bytes, Any]:
         """What most programs do: the next datagram, of which ``size`` octets are wanted."""
         flow: Flow = self._state
+        before = flow.form.header
         while True:
             data, source = _recvfrom(self, _ROOM)
             if source == flow.relay:
-                peer = flow.known(data[:HEADER_4])
+                peer = flow.known(data[:before])
                 if peer is not None:
-                    return data[HEADER_4 : HEADER_4 + size], peer
+                    return data[before : before + size], peer
             elif data[:1] not in _KINDS:
                 flow.heard_plainly(source)
                 return data[:size], source
@@ -202,19 +199,19 @@ class Datagram(Raw):
         flow: Flow = self._state
         head = vectors[0]
         if source != flow.relay and not self._is_new_relay(flow, source, head, size):
-            if size >= DIRECT_SIZE and head[0] == DIRECT_4:
+            if size >= DIRECT_SIZE and head[0] == DIRECT_4 and not flow.form.v6:
                 peer = flow.heard_directly(_gather(vectors, DIRECT_SIZE))
                 if peer is not None:
                     return Got(size, DIRECT_SIZE, None, extra, told, peer)
             flow.heard_plainly(source)
             return Got(size, 0, None, extra, told, source)
-        flow.head = HEADER_4
-        if size >= HEADER_4 and head[0] == WHOLE_4:
+        before = flow.head = flow.form.header
+        if size >= before and head[0] == flow.form.whole:
             try:
-                peer = flow.heard(bytes(head[:HEADER_4]))
+                peer = flow.heard(bytes(head[:before]))
             except RemoteProtocolError:
                 return None
-            return Got(size, HEADER_4, None, extra, told, peer)
+            return Got(size, before, None, extra, told, peer)
         return self._unusual(_gather(vectors, size), extra, told, flags)
 
     def _unusual(self, data: bytes, extra: Any, told: int, flags: int) -> Got | None:
@@ -229,7 +226,7 @@ class Datagram(Raw):
 
     def _is_new_relay(self, flow: Flow, source: Any, head: Any, size: int) -> bool:
         """Whether it is a relay's since another process has learnt that the port has moved."""
-        framed = size >= HEADER_4 and head[0] in (WHOLE_4, PART_4, REFUSED_4)
+        framed = size >= flow.form.header and head[0] in flow.form.framed
         return framed and flow.look_again(self) and source == flow.relay
 
     # --- sending
@@ -266,7 +263,7 @@ class Datagram(Raw):
         if way is None:
             if flow.ways is not None:
                 self._miss_way(flow, header)
-            return _sendto(self, header + data, flow.relay) - HEADER_4
+            return _sendto(self, header + data, flow.relay) - len(header)
         try:
             return _sendto(self, way[0] + data, way[1]) - DIRECT_SIZE
         except OSError as error:
@@ -295,9 +292,9 @@ class Datagram(Raw):
         if LAYER.gate is not None:
             address = LAYER.gate.passed(self, address)
         header = self._state.header_for(address)
-        if header is None and _is_named(address):
+        if header is None and _is_named(address, 4 if self.family == socket.AF_INET6 else 2):
             try:
-                address = gevent.socket.gethostbyname(address[0]), address[1]
+                address = _looked_up(self, address)
             except OSError:
                 return address, b""  # the kernel's own layer tells of it
             header = self._state.header_for(address)
@@ -312,9 +309,9 @@ class Datagram(Raw):
             sent = self._send_past_the_relay(flow, header, payload, ancillary, flags)
             if sent >= 0:
                 return sent
-        if size + len(header) <= MOST_PAYLOAD:
+        if size + len(header) <= flow.form.most:
             return _sendmsg(self, [header, *payload], ancillary, flags, flow.relay) - len(header)
-        if size > MOST_PAYLOAD:
+        if size > flow.form.most:
             raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         data = memoryview(b"".join(payload))
         first, second = flow.next_parts(header)
@@ -355,6 +352,8 @@ class Datagram(Raw):
 
     def _want_way(self, flow: Flow, header: bytes) -> None:
         """Have the agent look for a way past the relay; the datagram goes to its sibling."""
+        if flow.form.v6:
+            return  # there are none by IPv6
         host, port = _base.getsockname(self)
         said = NO_WAYS if flow.kernel_connected else header
         try:
@@ -370,12 +369,31 @@ class Datagram(Raw):
     def _tell_of_refusal(self, flow: Flow) -> None:
         """Raise if the peer that the socket is connected to has refused what was sent before."""
         try:
-            head, source = _base.recvfrom(self, HEADER_4, _PEEK)
+            head, source = _base.recvfrom(self, flow.form.header, _PEEK)
         except OSError:
             return  # there is nothing, or it is for the call to tell
         if source == flow.relay and flow.is_refusal(head):
             _base.recvfrom(self, 0)
             raise _refused()
+
+    # --- the option that is ours by IPv6 (demux.sibling_of)
+
+    def getsockopt(self, *args: Any) -> Any:
+        """As getsockopt of a plain socket: SO_REUSEPORT is what the program has made of it."""
+        if self._is_reuseport(args) and len(args) == 2:
+            return self._state.reuseport
+        return super().getsockopt(*args)
+
+    def setsockopt(self, *args: Any) -> None:
+        """As setsockopt of a plain socket; that the port is shared is ours to end."""
+        if self._is_reuseport(args) and isinstance(args[-1], int):
+            self._state.reuseport = int(bool(args[-1]))
+        else:
+            super().setsockopt(*args)
+
+    def _is_reuseport(self, args: tuple[Any, ...]) -> bool:
+        v6 = self._state is not None and self._state.form.v6
+        return v6 and args[:2] == (socket.SOL_SOCKET, socket.SO_REUSEPORT)
 
     # --- names
 
@@ -387,11 +405,13 @@ class Datagram(Raw):
             return name
         if link is not None and flow.edition not in (None, link.edition()):
             flow.again()
-        return flow.label.public
+        return flow.shown(flow.label.public)
 
     def getpeername(self) -> Any:
         """The peer that the program has connected to."""
-        return self._state.label.peer or _base.getpeername(self)
+        flow: Flow = self._state
+        peer = flow.label.peer
+        return _base.getpeername(self) if peer is None else flow.shown(peer)
 
     def connect(self, address: Any) -> None:
         """Connect: in the kernel, or to a peer behind the relay by a filter."""
@@ -413,7 +433,7 @@ class Datagram(Raw):
                 flow.kernel_connected = True
                 self._want_way(flow, b"")
         if not error:
-            flow.connect(self, address if by_relay else None)
+            flow.connect(self, (canonical(address[0]), address[1]) if by_relay else None)
         return error
 
 
@@ -421,11 +441,22 @@ def _refused() -> OSError:
     return ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
-def _is_named(address: Any) -> bool:
+def _is_named(address: Any, most: int) -> bool:
     """Whether the host of an address is a name that somebody has to look up."""
-    if type(address) is not tuple or len(address) != 2 or not isinstance(address[0], str):
+    if type(address) is not tuple or not 2 <= len(address) <= most:
         return False
-    return isinstance(address[1], int) and address[0] not in ("", "<broadcast>")
+    if not isinstance(address[0], str) or not isinstance(address[1], int):
+        return False
+    return address[0] not in ("", "<broadcast>")
+
+
+def _looked_up(sock: Datagram, address: Any) -> Any:
+    """Return the address with its host in numbers; raises OSError."""
+    if sock.family == socket.AF_INET:
+        return gevent.socket.gethostbyname(address[0]), *address[1:]
+    found = gevent.socket.getaddrinfo(address[0], None, socket.AF_INET6, socket.SOCK_DGRAM)
+    host, _, *rest = found[0][4]
+    return (host, *address[1:]) if not any(rest) else (host, address[1], *rest)
 
 
 def _numbers(args: tuple[Any, ...], most: int) -> list[int] | None:

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ..addresses import Address, pack_host, unpack_host
-from ..wire.datagrams import REFUSED_4, direct, tag, whole
+from ..wire.datagrams import HEADER_4, HEADER_6, REFUSED_4, REFUSED_6, direct, tag, whole
 
 _SO_ATTACH_REUSEPORT_CBPF = 51
 _SO_ATTACH_FILTER = 26
@@ -37,8 +37,12 @@ _IMM, _LEN, _WORD, _HALF, _OCTET = 0x00, 0x80, 0x20, 0x28, 0x30
 _EQUAL, _LEAST, _RETURN = 0x15, 0x35, 0x06
 _EVERYTHING = 0xFFFFFFFF
 _UDP_HEADER = 8
-_SOURCE_HOST = 0xFFF00000 + 12
-"""SKF_NET_OFF and where IPv4 has its source address."""
+_SOURCE_HOST, _SOURCE_HOST_6 = 0xFFF00000 + 12, 0xFFF00000 + 8
+"""SKF_NET_OFF and where IPv4, and IPv6, has its source address."""
+_IS_V6 = 0x10000
+"""In a word that carries a port: its host has four words."""
+_ADDRESS_WORDS = 5
+_CARRIED = 7 + 3 * _ADDRESS_WORDS
 _LABEL = 0x47434275
 """Says that a filter is one of ours: "GCBu"."""
 
@@ -72,10 +76,11 @@ def attach(sock: _socket.socket, label: Label) -> None:
 def label_of(sock: _socket.socket) -> Label | None:
     """Return what attach() put on a socket, in whatever process; None if it is not ours."""
     program = _filter_of(_base.fileno(sock))
-    if len(program) < 13 or program[0] != (_IMM, 0, 0, _LABEL):
+    if len(program) < _CARRIED or program[0] != (_IMM, 0, 0, _LABEL):
         return None
-    words = [constant for _, _, _, constant in program[1:13]]
-    addresses = [_address_of(*words[at : at + 2]) for at in (6, 8, 10)]
+    words = [constant for _, _, _, constant in program[1:_CARRIED]]
+    starts = range(6, len(words), _ADDRESS_WORDS)
+    addresses = [_address_of(*words[at : at + _ADDRESS_WORDS]) for at in starts]
     magic, listener = _MAGIC.pack(*words[:2]), struct.pack(">4I", *words[2:6])
     public, relay, peer = addresses
     if public is None or relay is None:
@@ -89,7 +94,9 @@ def has_filter(sock: _socket.socket) -> bool:
 
 
 def detach(sock: _socket.socket) -> None:
-    """Take the filter off again."""
+    """Take the filter off again, and what sibling_of() has left."""
+    if sock.family == socket.AF_INET6:
+        _base.setsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     _base.setsockopt(sock, socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
@@ -105,23 +112,27 @@ def sibling_of(sock: _socket.socket, magic: bytes) -> _socket.socket:
 
     The program's socket was bound without SO_REUSEPORT, so nobody else is there. It has the
     option only while the sibling joins: the kernel asks the one that it finds first, the
-    sibling, whether there is a group.
+    sibling, whether there is a group. By IPv6 it finds the program's first, which has to keep
+    the option then; who looks at it is told otherwise.
     """
-    sibling = _base(socket.AF_INET, socket.SOCK_DGRAM)
+    sibling = _base(sock.family, socket.SOCK_DGRAM)
     try:
         _base.setsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            _join(sibling, sock, magic)
-        finally:
-            _base.setsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
+        _join(sibling, sock, magic)
     except OSError:
         sibling.close()
+        _base.setsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
         raise
+    if sock.family == socket.AF_INET:
+        _base.setsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
     return sibling
 
 
 def _join(sibling: _socket.socket, sock: _socket.socket, magic: bytes) -> None:
     sibling.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    if sock.family == socket.AF_INET6:  # or it would not be one of the group
+        only = _base.getsockopt(sock, socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        sibling.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
     device = _base.getsockopt(sock, socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 64)
     if device:
         sibling.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device)
@@ -152,26 +163,44 @@ def _without(label: Label) -> list[Instruction]:
     The kernel tells an unconnected socket nothing of refusals, either.
     """
     first, second = _MAGIC.unpack(label.magic)
+    refusal = REFUSED_6 if ":" in label.relay[0] else REFUSED_4
+    relays = _all_equal([(_OCTET, _UDP_HEADER, refusal), *_from(label.relay)])
     return [
         (_LEN, 0, 0, 0),
-        (_LEAST, 0, 10, _UDP_HEADER + 8),
+        (_LEAST, 0, 5 + len(relays), _UDP_HEADER + 8),
         (_WORD, 0, 0, _UDP_HEADER),
         (_EQUAL, 0, 2, first),
         (_WORD, 0, 0, _UDP_HEADER + 4),
-        (_EQUAL, 7, 0, second),
-        (_OCTET, 0, 0, _UDP_HEADER),
-        (_EQUAL, 0, 4, REFUSED_4),
-        (_WORD, 0, 0, _SOURCE_HOST),
-        (_EQUAL, 0, 2, _host_word(label.relay)),
-        (_HALF, 0, 0, 0),
-        (_EQUAL, 1, 0, label.relay[1]),
-        (_RETURN, 0, 0, _EVERYTHING),
+        (_EQUAL, len(relays), 0, second),
+        *relays,
         (_RETURN, 0, 0, 0),
+        (_RETURN, 0, 0, _EVERYTHING),
     ]
 
 
 def _only(label: Label) -> list[Instruction]:
     """Nothing but what has the peer's tag, and frames from the relay whose header names it."""
+    assert label.peer is not None
+    v6 = ":" in label.peer[0]
+    words = enumerate(_host_words(label.peer[0]))
+    tests = [
+        *_from(label.relay),
+        (_HALF, _UDP_HEADER + 2, label.peer[1]),
+        *((_WORD, _UDP_HEADER + 4 + 4 * number, word) for number, word in words),
+    ]
+    named = _all_equal(tests)
+    program: list[Instruction] = [
+        (_LEN, 0, 0, 0),
+        (_LEAST, 0, len(named) + 1, _UDP_HEADER + (HEADER_6 if v6 else HEADER_4)),
+        *named,
+        (_RETURN, 0, 0, _EVERYTHING),
+        (_RETURN, 0, 0, 0),
+    ]
+    return program if v6 else [*_directed(label), *program]
+
+
+def _directed(label: Label) -> list[Instruction]:
+    """Let in what has the peer's tag; other datagrams are looked at further."""
     assert label.peer is not None
     header = whole(label.peer)
     before = struct.unpack(">4I", direct(header, tag(label.listener, header)))
@@ -179,29 +208,44 @@ def _only(label: Label) -> list[Instruction]:
     directed: list[Instruction] = [(_LEN, 0, 0, 0), (_LEAST, 0, 9, 24)]
     for number, (load, at, value) in enumerate(direct_tests):
         directed += [(load, 0, 0, at), (_EQUAL, 0, 2 * (4 - number) - 1, value)]
-    directed += [(_RETURN, 0, 0, _EVERYTHING)]
-    tests = [
-        (_WORD, _SOURCE_HOST, _host_word(label.relay)),
-        (_HALF, 0, label.relay[1]),
-        (_HALF, _UDP_HEADER + 2, label.peer[1]),
-        (_WORD, _UDP_HEADER + 4, _host_word(label.peer)),
-    ]
-    program: list[Instruction] = [(_LEN, 0, 0, 0), (_LEAST, 0, 2 * len(tests) + 1, 16)]
+    return [*directed, (_RETURN, 0, 0, _EVERYTHING)]
+
+
+Test = tuple[int, int, int]
+"""How to load, from where, and what has to be there."""
+
+
+def _from(source: Address) -> list[Test]:
+    """What is true of a datagram from there."""
+    at = _SOURCE_HOST_6 if ":" in source[0] else _SOURCE_HOST
+    words = enumerate(_host_words(source[0]))
+    return [*((_WORD, at + 4 * number, word) for number, word in words), (_HALF, 0, source[1])]
+
+
+def _all_equal(tests: Sequence[Test]) -> list[Instruction]:
+    """Go on behind these if all are true, and one instruction further on if not."""
+    program: list[Instruction] = []
     for number, (load, at, value) in enumerate(tests):
         program += [(load, 0, 0, at), (_EQUAL, 0, 2 * (len(tests) - number) - 1, value)]
-    return [*directed, *program, (_RETURN, 0, 0, _EVERYTHING), (_RETURN, 0, 0, 0)]
+    return program
 
 
-def _host_word(address: Address) -> int:
-    return int.from_bytes(pack_host(address[0]), "big")
+def _host_words(host: str) -> tuple[int, ...]:
+    packed = pack_host(host)
+    return struct.unpack(f">{len(packed) // 4}I", packed)
 
 
-def _words_of(address: Address | None) -> tuple[int, int]:
-    return (_host_word(address), address[1]) if address is not None else (0, 0)
+def _words_of(address: Address | None) -> tuple[int, ...]:
+    if address is None:
+        return (0,) * _ADDRESS_WORDS
+    words, port = _host_words(address[0]), address[1]
+    return (port | _IS_V6 if len(words) == 4 else port, *words, *(0,) * (4 - len(words)))
 
 
-def _address_of(host: int, port: int) -> Address | None:
-    return (unpack_host(host.to_bytes(4, "big")), port) if port else None
+def _address_of(port: int, *words: int) -> Address | None:
+    size = 4 if port & _IS_V6 else 1
+    host = struct.pack(f">{size}I", *words[:size])
+    return (unpack_host(host), port & ~_IS_V6) if port else None
 
 
 def _set(sock: _socket.socket, option: int, program: Sequence[Instruction]) -> None:

@@ -15,7 +15,7 @@ import os
 import socket
 from typing import Any
 
-from ..addresses import Address, is_multicast
+from ..addresses import ANY, V4, V6, Address, is_multicast, shown
 from ..wire import datagrams
 from . import demux
 from .datagram import Datagram
@@ -25,6 +25,7 @@ from .later import AgentGone, door
 from .link import Link
 from .raw import LAYER, Raw, wants_identity
 from .table import Names, cookie_of
+from .target import family_of
 from .ways import WayPage
 
 log = logging.getLogger("gcbpatch")
@@ -46,7 +47,7 @@ def bind(sock: Raw, address: Any) -> None:
 
 def found(sock: Raw) -> None:
     """A socket object was made for a descriptor: it may be registered already."""
-    if sock._state is None and sock.family == socket.AF_INET:
+    if sock._state is None and sock.family in (socket.AF_INET, socket.AF_INET6):
         label = demux.label_of(sock)
         if label is not None:
             _adopt(sock, label, frozenset())
@@ -65,7 +66,13 @@ def _again(flow: Flow) -> None:
 def _share_again(link: Link, sock: _socket.socket, flow: Flow) -> None:
     label, bound = flow.label, _base.getsockname(sock)
     flow.edition = link.edition()
-    asked = door.Bind(label.listener, cookie_of(sock), door.Endpoint.of(bound), label.public[1])
+    asked = door.Bind(
+        label.listener,
+        cookie_of(sock),
+        door.Endpoint.of(bound),
+        label.public[1],
+        V6 if flow.form.v6 else V4,
+    )
     try:
         answer, fds = link.ask_for_descriptors(asked)
         _take_page(flow, fds)
@@ -101,7 +108,8 @@ def _register(link: Link, sock: Raw) -> None:
     bound = _base.getsockname(sock)
     listener = os.urandom(16)
     try:
-        asked = door.Bind(listener, cookie_of(sock), door.Endpoint.of(bound), bound[1])
+        family = V6 if sock.family == socket.AF_INET6 else V4
+        asked = door.Bind(listener, cookie_of(sock), door.Endpoint.of(bound), bound[1], family)
         answer: door.Bound = link.ask(asked)
     except AgentGone as error:
         link.warn_once("no agent: %s", error)
@@ -122,7 +130,7 @@ def _register(link: Link, sock: Raw) -> None:
 def _name(link: Link, sock: Raw, public: Address) -> None:
     """A mapping of the gateway: nothing but the name is ours."""
     if link.config.identity != "local":
-        sock._state = Names(public, None)
+        sock._state = Names(shown(public, sock.family == socket.AF_INET6), None)
         LAYER.table.put(sock, sock._state)
         sock._note_host(link, public[0])
 
@@ -183,10 +191,18 @@ def _give_up(sock: Raw) -> None:
     sock.__class__ = Raw
 
 
+def _is_of_its_family(sock: Raw) -> bool:
+    """Whether its own addresses are of its family, and mean something beyond one link."""
+    own = V6 if sock.family == socket.AF_INET6 else V4
+    return family_of(sock) in (own, ANY)
+
+
 def _may_register(link: Link, sock: Raw) -> bool:
-    if sock.family != socket.AF_INET or sock.proto not in (0, socket.IPPROTO_UDP):
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return False
-    host, port = _base.getsockname(sock)
+    if sock.proto not in (0, socket.IPPROTO_UDP) or not _is_of_its_family(sock):
+        return False
+    host, port = _base.getsockname(sock)[:2]
     if not port or not wants_identity(link, host) or is_multicast(host):
         return False
     if _base.getsockopt(sock, socket.SOL_SOCKET, socket.SO_REUSEPORT):

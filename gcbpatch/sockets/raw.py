@@ -211,7 +211,7 @@ class Raw(_wrefsocket):
 
     def _port(self, step: str, instead: Callable[..., None], *args: Any) -> None:
         """Have the room of UDP do a step; ``instead`` is done where it cannot be loaded."""
-        if LAYER.link is not None and self.family == socket.AF_INET:
+        if LAYER.link is not None and self.family in _INET:
             try:
                 instead = getattr(LAYER.ports, step)
             except AgentGone as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.netns.lab import Host, Lab, Program, give_ipv6, ipv6_of, take_ipv4
+from tests.netns.lab.program import HANG_LIMIT
 from tests.netns.pairs import Ground, exchanged
 
 
@@ -92,6 +94,41 @@ def test_a_public_ipv6_host_is_not_brokered_until_it_is_closed_off(
         "iifname eth0 tcp dport 9618 ct state new drop; }; }"
     )
     world.brokerd.wait_line("registered", stream="stderr")
+
+
+def test_datagrams_by_ipv6_come_through_firewalls_by_the_relay(world: World) -> None:
+    home = world.script(
+        world.home,
+        """
+        import socket
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.bind(("", 0))
+        print("listening on {} {}".format(*sock.getsockname()), flush=True)
+        while True:
+            data, peer = sock.recvfrom(2000)
+            sock.sendto(data + b" " + peer[0].encode(), peer)
+        """,
+    )
+    host, port = home.wait_line("listening on (.*) (.*)").groups()
+    assert host == world.v6
+    peer = world.hub.socket(socket.SOCK_DGRAM, socket.AF_INET6)
+    peer.settimeout(HANG_LIMIT)
+    peer.sendto(b"hello", (host, int(port)))
+    data, source = peer.recvfrom(2000)
+    assert source[:2] == (host, int(port)) and data == f"hello {world.v6}".encode()
+    house = world.script(
+        world.house,
+        f"""
+        import socket
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        sock.bind(("", 0))
+        sock.connect(("{host}", {port}))
+        sock.send(b"hello")
+        print("heard", sock.recv(2000).decode(), flush=True)
+        """,
+    )
+    # Both have a proxy address, and see each other's.
+    assert house.wait_line("heard (.*)").group(1) == f"hello {world.v6}"
 
 
 def test_a_broker_that_nobody_has_configured_is_found_by_its_answer(world: World) -> None:
