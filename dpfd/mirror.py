@@ -31,6 +31,8 @@ APPLICATION_ID = 0x47434264
 VERSION = 1
 GROUP_SECONDS = 0.05
 """How long the first change of a group waits for others before all are made durable."""
+RETRY_SECONDS = 5.0
+"""Before a disk that refused is tried again."""
 
 log = logging.getLogger("dpfd.mirror")
 
@@ -97,6 +99,7 @@ class Mirror:
             except OSError as error:
                 log.error("%s: not on the disk, tried again: %s", self._path, error)
                 self._changed.set()
+                gevent.sleep(RETRY_SECONDS)
             else:
                 self._freed -= freed
 

@@ -1,10 +1,8 @@
-"""Programs behind dpfd: neighbours, restarts, a dpfd that is not there, and a broker beside it."""
+"""Programs behind dpfd: restarts, a dpfd that is not there, and a broker beside it."""
 
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,27 +10,6 @@ import pytest
 
 from tests.netns.lab import Host, Lab
 from tests.netns.pairs import ADDRESS, PROGRAMS, Listening, World, exchanged
-
-TWICE = """
-    import socket, sys
-    for line in sys.stdin:
-        host, port = line.split()
-        with socket.create_connection((host, int(port)), 30) as link:
-            own = link.getsockname()[0]
-            link.shutdown(socket.SHUT_WR)
-            while link.recv(65536):
-                pass
-        print("connected", flush=True)
-"""
-PEERS = """
-    import socket
-    listener = socket.create_server(("", 0))
-    print("listening on %s:%d" % listener.getsockname(), flush=True)
-    while True:
-        link, peer = listener.accept()
-        print("peer", peer[0], flush=True)
-        link.close()
-"""
 
 
 @pytest.fixture
@@ -49,24 +26,6 @@ def listen_warned(world: World, host: Host) -> tuple[Listening, list[str]]:
     program = host.popen(argv, env=env)
     address = program.wait_line(ADDRESS)[1].replace("0.0.0.0", host.address)
     return Listening(program, address), log.read_text().splitlines() if log.exists() else []
-
-
-def test_neighbours_talk_directly_and_dpfd_is_asked_once(world: World) -> None:
-    daemon = world.gateway_daemon(world.gateway_a)
-    world.use_gateway(world.a)
-    world.use_gateway(world.a2)
-    listener = world.script(world.a, PEERS)
-    host, port = listener.wait_line("^listening on (.*)$")[1].split(":")
-    assert host == world.gateway_a.address
-    connector = world.script(world.a2, TWICE, stdin=subprocess.PIPE)
-    for _ in range(2):
-        connector.stdin.write(f"{host} {port}\n".encode())
-        connector.stdin.flush()
-        connector.wait_line("^connected$")
-        # Through the gateway it would be seen under the public address.
-        assert listener.wait_line("^peer (.*)$")[1] == world.a2.address
-        daemon.signal(signal.SIGSTOP)  # who knows already need not ask
-    daemon.signal(signal.SIGCONT)
 
 
 def test_a_dpfd_that_lost_everything_gives_the_same_mapping_again(world: World) -> None:
