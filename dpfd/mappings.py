@@ -144,6 +144,14 @@ class Mappings:
             self.remove(strays)
         self.reconcile()
 
+    def respect(self, claims: tuple[Claim, ...]) -> None:
+        """Give no public address away that others' rules forward."""
+        new = set(claims) - set(self._claims)
+        if new:
+            ports = ", ".join(sorted({f"{one.low}-{one.high}" for one in new}))
+            log.debug("others forward ports %s now, too", ports)
+        self._claims = claims
+
     def claimed(self, protocol: int, public: Address) -> bool:
         """Return whether somebody else's rule forwards this public address."""
         host = int(ipaddress.IPv4Address(public[0]))

@@ -1,8 +1,8 @@
 """What dpfd does again and again beside answering: it keeps the kernel as the table says.
 
-Reconciles at intervals, at SIGHUP, and soon after another program has damaged dpfd's chains; begins
-the leases of rules anew; takes over public addresses that change. It must never decide about a
-mapping's life: liveness and leases do.
+Reconciles at intervals, at SIGHUP, and soon after another program has damaged dpfd's chains;
+looks soon what others forward themselves; begins the leases of rules anew; takes over public
+addresses that change. It must never decide about a mapping's life: liveness and leases do.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gevent.event import Event
 
 from gcbpatch.errors import GcbError
 
-from .kernel.port import KernelError
+from .kernel.port import Claim, KernelError
 from .mappings import Mappings
 
 log = logging.getLogger("dpfd")
@@ -36,6 +36,12 @@ class Ground(Protocol):
 
     def disturbed(self) -> bool:
         """Return whether others have damaged dpfd's chains."""
+
+    def changed(self) -> bool:
+        """Return whether anybody has changed the firewall since this was asked last."""
+
+    def claims(self) -> tuple[Claim, ...]:
+        """Return which public ports others' rules forward."""
 
 
 class Upkeep:
@@ -65,6 +71,8 @@ class Upkeep:
                 follow()
                 if told or self._is_due(interval):
                     self._reconcile(told)
+                elif self._ground.changed():
+                    self._mappings.respect(self._ground.claims())
             except GcbError as error:
                 log.error("could not reconcile, tried again later: %s", error)
                 self._done = time.monotonic()

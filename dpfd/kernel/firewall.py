@@ -12,9 +12,10 @@ from typing import Protocol
 
 from ..reconcile import Rule
 from . import foreign, legacy
+from .changes import Changes
 from .conntrack import Conntrack
 from .forwarding import ForwardAccept
-from .port import KernelPort, Layout, Reading, check
+from .port import Claim, KernelPort, Layout, Reading, check
 
 log = logging.getLogger("dpfd")
 
@@ -43,6 +44,7 @@ class Firewall:
         self.back_end = back_end
         self._accept = ForwardAccept(layout)
         self._conntrack = Conntrack()
+        self._changes = Changes()
 
     def begin(self) -> None:
         """From now on there may be threads."""
@@ -51,12 +53,20 @@ class Firewall:
     def close(self) -> None:
         """Let go of sockets; the rules stay."""
         self._conntrack.close()
+        self._changes.close()
         self.back_end.close()
 
     def read(self) -> Reading:
         """Return dpfd's rules, and which public ports others' rules forward."""
-        reading = self.back_end.read()
-        return Reading(reading.rules, (*reading.claims, *legacy.claims(), *foreign.claims()))
+        return Reading(self.back_end.read().rules, self.claims())
+
+    def claims(self) -> tuple[Claim, ...]:
+        """Return which public ports others' rules forward, in either world. Raises KernelError."""
+        return (*legacy.claims(), *foreign.claims())
+
+    def changed(self) -> bool:
+        """Return whether anybody has changed the firewall since this was asked last."""
+        return self._changes.any()
 
     def apply(self, adds: Collection[Rule], removes: Collection[Rule]) -> None:
         """Set and remove rules, all or none. Raises KernelError."""

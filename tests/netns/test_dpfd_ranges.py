@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from gcbpatch.errors import RefusedError
+from tests.loopback.gateway_client import random_id
 from tests.netns.gateway_extra import require
-from tests.netns.gateway_ground import BACK_ENDS, INSIDE, BackEnd, Client, command, start
+from tests.netns.gateway_ground import (
+    BACK_ENDS,
+    INSIDE,
+    BackEnd,
+    Client,
+    command,
+    legacy,
+    start,
+)
 from tests.netns.lab import Gateway, Lab, Program
 from tests.netns.talk import dial
 
@@ -61,6 +71,31 @@ def test_an_ordinary_user_cannot_keep_dpfd_from_starting(lab: Lab, tmp_path: Pat
     squatter = gateway.popen([sys.executable, "-c", SQUAT, name], uid=65534)
     squatter.wait_line("squats")
     start(gateway, tmp_path / "mirror")
+
+
+def by_iptables(gateway: Gateway, port: int) -> None:
+    rule = f"-A PREROUTING -d {gateway.public_address} -p tcp --dport {port} -j DNAT"
+    legacy(gateway, *rule.split(), "--to-destination", "10.1.0.9")
+
+
+def by_nft(gateway: Gateway, port: int) -> None:
+    words = f"ip daddr {gateway.public_address} tcp dport {port} dnat ip to 10.1.0.9"
+    gateway.space.nft(f"add rule inet lab static {words}")
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS, ids=lambda back_end: back_end.name)
+def test_what_others_forward_while_dpfd_runs_is_soon_known(
+    back_end: BackEnd, gateway: Gateway, tmp_path: Path
+) -> None:
+    flags = ("--backend", back_end.name, "--ports", "20000-20002", "--log", "debug")
+    daemon = start(gateway, tmp_path / "mirror", *flags)
+    client = Client(gateway.host("a"), gateway)
+    for port, forward in ((20000, by_iptables), (20001, by_nft)):
+        forward(gateway, port)
+        daemon.wait_line(f"others forward .*{port}", stream="stderr")
+    assert client.forward(wished=("0.0.0.0", 20000)) == (gateway.public_address, 20002)
+    with pytest.raises(RefusedError, match="NO_RESOURCES"):
+        client.forward(random_id())
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS, ids=lambda back_end: back_end.name)
