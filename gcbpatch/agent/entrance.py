@@ -50,10 +50,13 @@ class Entrance:
         return [Endpoint.of(self.proxy)] if self.how == "dpf" and self.proxy else []
 
     async def open(self) -> None:
-        """Have the port mapped, if it is not; a gateway that refuses is left alone for a while."""
+        """Have the port mapped, if it is not; a gateway that refuses is left alone for a while.
+
+        One that is silent is not waited for here: listeners ask it first anyway.
+        """
         loop = asyncio.get_running_loop()
         async with self._turn:
-            if self.how == "dpf" or loop.time() < self._again:
+            if self.how == "dpf" or self._gateway.is_silent or loop.time() < self._again:
                 return
             if not await self._gateway.forward(self):
                 self._gateway.abandon(self)

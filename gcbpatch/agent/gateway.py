@@ -90,6 +90,11 @@ class Gateway:
         )
 
     @property
+    def is_silent(self) -> bool:
+        """Whether it did not answer when it was last asked."""
+        return self._silent
+
+    @property
     def patience(self) -> float:
         """Seconds to wait: a dpfd that has been silent gets one try, not a program's time."""
         return 0.3 if self._silent else self._config.patience
