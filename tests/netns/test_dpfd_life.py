@@ -164,7 +164,7 @@ def test_a_listener_lives_with_whoever_has_it_last(lab: Lab, tmp_path: Path) -> 
     for pid in processes_of(host):
         os.kill(pid, signal.SIGKILL)
     for _ in publics:
-        daemon.wait_line(" removed", stream="stderr")
+        daemon.wait_line(r"\] removed$", stream="stderr")
     assert BACK_ENDS[0].rules(gateway) == {}
 
 
