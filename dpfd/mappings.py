@@ -9,8 +9,8 @@ a rule of somebody else's, nor decide who may have what: dispatch does.
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
+import socket
 from collections.abc import Iterator
 
 import gevent
@@ -154,7 +154,7 @@ class Mappings:
 
     def claimed(self, protocol: int, public: Address) -> bool:
         """Return whether somebody else's rule forwards this public address."""
-        host = int(ipaddress.IPv4Address(public[0]))
+        host = int.from_bytes(socket.inet_aton(public[0]), "big")
         return any(claim.covers(protocol, host, public[1]) for claim in self._claims)
 
     def put(self, mapping: Mapping, old: Mapping | None, now: float) -> None:

@@ -123,7 +123,8 @@ class FixedPart:
         ranges = [tuple(one["range"]) for one in _listed("set", "ranges") if "range" in one]
         if all(self.layout.overlaps(low, high) for low, high in ranges):
             return ruleset.Sharing()
-        inside = [_interface_and_network(one["concat"]) for one in _listed("set", "inside")]
+        names, networks = _listed("set", "inner"), map(_network, _listed("set", "networks"))
+        inside = [(name, network) for network in networks for name in names]
         hosts = [host for host, _ in _listed("map", "hosts")]
         return ruleset.Sharing(tuple(hosts), tuple(inside), tuple(ranges))
 
@@ -138,8 +139,7 @@ def _listed(kind: str, name: str) -> list[Any]:
     return [one for item in found["nftables"] for one in item.get(kind, {}).get("elem", [])]
 
 
-def _interface_and_network(fields: list[Any]) -> tuple[str, str]:
-    name, network = fields
-    if isinstance(network, dict):
-        network = f"{network['prefix']['addr']}/{network['prefix']['len']}"
-    return name, network
+def _network(shown: Any) -> str:
+    if isinstance(shown, dict):
+        return f"{shown['prefix']['addr']}/{shown['prefix']['len']}"
+    return str(shown)

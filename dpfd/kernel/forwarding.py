@@ -21,7 +21,8 @@ from .legacy import table_exists
 from .port import Layout
 
 COMMENT = "dpfd"
-PROTOCOLS = ("tcp", "udp")
+PROTOCOLS = ("udp", "tcp")
+"""Each is put at the head, so the last one comes first: it has the more packets to wait."""
 _FAMILIES = ("ip", "inet")
 _IPTABLES_NFT = ("ip", "filter", "FORWARD")
 

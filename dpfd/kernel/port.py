@@ -5,11 +5,12 @@ A back end must never change or remove what dpfd did not make.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from gcbpatch.addresses import Address, is_ip
+from gcbpatch.addresses import Address
 from gcbpatch.errors import GcbError
 
 from ..reconcile import Rule
@@ -76,8 +77,12 @@ def check(rules: Collection[Rule]) -> None:
     """Raise KernelError for a rule that no kernel can hold."""
     for rule in rules:
         for host, port in (rule.public, rule.inside):
-            if not (0 < port < 65536 and is_ip(host) and ":" not in host):
-                raise KernelError(f"{rule} is no mapping")
+            try:
+                socket.inet_pton(socket.AF_INET, host)
+            except OSError as error:
+                raise KernelError(f"{rule} is no mapping: {error}") from error
+            if not 0 < port < 65536:
+                raise KernelError(f"{rule} is no mapping: port {port}")
 
 
 class KernelPort(Protocol):

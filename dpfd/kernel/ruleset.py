@@ -9,6 +9,7 @@ before an exposed host. Several dpfds share the table; what differs between them
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from .port import Layout
 TABLE = "dpfd"
 PORTS, SOURCES = "ports", "sources"
 CHAINS = ("prerouting", "output", "postrouting", "hairpin")
-FIXED_SETS = ("hosts", "inside", "inner", "ranges")
+FIXED_SETS = ("hosts", "networks", "inner", "ranges")
 """Sets that change with the settings only."""
 
 _MAP = "inet_proto . ipv4_addr . inet_service : ipv4_addr . inet_service"
@@ -26,12 +27,13 @@ add table ip dpfd
 add map ip dpfd ports {{ type {_MAP}; flags timeout; }}
 add map ip dpfd sources {{ type {_MAP}; flags timeout; }}
 add map ip dpfd hosts {{ type ipv4_addr : ipv4_addr; }}
-add set ip dpfd inside {{ type ifname . ipv4_addr; flags interval; }}
+add set ip dpfd networks {{ type ipv4_addr; flags interval; }}
 add set ip dpfd inner {{ type ifname; }}
 add set ip dpfd ranges {{ type inet_service; flags interval; }}
 """
 _TO_INSIDE = "dnat ip addr . port to meta l4proto . ip daddr . th dport map @ports"
 _TO_PUBLIC = "snat ip addr . port to meta l4proto . ip saddr . th sport map @sources"
+_HAIRPIN = "ct status dnat oifname @inner ct original proto-dst @ranges jump hairpin"
 _RULES = f"""\
 add chain ip dpfd prerouting {{ type nat hook prerouting priority dstnat - 5; }}
 add chain ip dpfd output {{ type nat hook output priority -105; }}
@@ -44,10 +46,9 @@ flush chain ip dpfd hairpin
 add rule ip dpfd prerouting {_TO_INSIDE}
 add rule ip dpfd output {_TO_INSIDE}
 add rule ip dpfd postrouting meta l4proto udp oifname != @inner {_TO_PUBLIC}
-add rule ip dpfd postrouting ct status dnat oifname . ip saddr @inside meta l4proto tcp \
-ct original proto-dst @ranges jump hairpin
-add rule ip dpfd postrouting ct status dnat oifname . ip saddr @inside meta l4proto udp \
-ct original proto-dst @ranges jump hairpin
+add rule ip dpfd postrouting ip saddr != @networks return
+add rule ip dpfd postrouting meta l4proto tcp {_HAIRPIN}
+add rule ip dpfd postrouting meta l4proto udp {_HAIRPIN}
 add rule ip dpfd hairpin meta l4proto udp ct original ip daddr @hosts {_TO_PUBLIC}
 add rule ip dpfd hairpin snat ip to ct original ip daddr map @hosts
 """
@@ -59,6 +60,7 @@ class Sharing:
 
     hosts: tuple[str, ...] = ()
     inside: tuple[tuple[str, str], ...] = ()
+    """Interfaces and networks, in any pairs: the sets do not hold which belongs to which."""
     ranges: tuple[tuple[int, int], ...] = ()
 
 
@@ -71,12 +73,18 @@ def script(layout: Layout, others: Sharing) -> str:
     hosts = sorted({*layout.hosts, *others.hosts})
     elements = {
         "hosts": [f"{host} : {host}" for host in hosts],
-        "inside": [f'"{interface}" . {network}' for interface, network in inside],
+        "networks": _joined(network for _, network in inside),
         "inner": [f'"{name}"' for name in sorted({interface for interface, _ in inside})],
         "ranges": [f"{low}-{high}" for low, high in ranges],
     }
     lines = [_filled(name, of) for name, of in elements.items()]
     return _STRUCTURE + "".join(lines) + _RULES
+
+
+def _joined(networks: Iterable[str]) -> list[str]:
+    """Return networks that do not overlap, as a set of nft's wants them."""
+    parsed = (ipaddress.IPv4Network(network) for network in networks)
+    return [str(network) for network in ipaddress.collapse_addresses(parsed)]
 
 
 def _filled(name: str, elements: Iterable[str]) -> str:

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.bench import bench_connect, datagrams
+from tests.bench import bench_connect, bench_gateway, datagrams
 from tests.bench.__main__ import FIGURES
+from tests.netns.gateway_extra import require
 from tests.netns.lab import Lab
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,3 +35,11 @@ def test_datagrams_are_measured_relayed_and_punched() -> None:
     found = datagrams.run(1)
     assert list(found) == list(datagrams.MEASURES)
     assert all(rate > 0 for one in found.values() for rate in one["rates"].values())
+
+
+def test_what_a_gateway_costs_is_measured() -> None:
+    require()
+    found = bench_gateway.run(["nftables"], bench_gateway.QUICK)
+    assert [one["mappings"] for one in found["figures"]] == [0, 100]
+    assert all(one["connect"]["ratio"]["median"] > 0 for one in found["figures"])
+    assert len(bench_gateway.table(found).splitlines()) == 8

@@ -74,7 +74,7 @@ def test_the_script_keeps_what_is_another_dpfds() -> None:
     text = ruleset.script(LAYOUT, others)
     assert "ranges { 20000-20099, 20100-20199 }" in text
     assert "hosts { 198.51.100.1 : 198.51.100.1, 203.0.113.1 : 203.0.113.1 }" in text
-    assert '"lan" . 10.1.0.0/24, "lan2" . 10.2.0.0/24' in text
+    assert 'inner { "lan", "lan2" }' in text and "networks { 10.1.0.0/24, 10.2.0.0/24 }" in text
     before = ruleset.Sharing(ranges=((19000, 20050),))  # its own, with other settings
     assert "ranges { 20000-20099 }" in ruleset.script(LAYOUT, before)
 
