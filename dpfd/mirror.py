@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -245,4 +246,5 @@ def _row(mapping: Mapping) -> tuple[Any, ...]:
 
 def _mapping(row: tuple[Any, ...]) -> Mapping:
     client, listener, protocol, a, b, x, y, m, n, nonce, lifetime = row
+    a, x, m = map(sys.intern, (a, x, m))  # hosts are few, mappings may be many
     return Mapping(client, listener, protocol, (a, b), (x, y), (m, n), nonce, lifetime)

@@ -5,6 +5,7 @@ It must never say that an address is free: who asks tries the candidates one aft
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,19 @@ class Pool:
         return [(h, port) for h in dict.fromkeys((*hosts, *self.hosts))]
 
     def _all(self, start: int) -> Iterator[Address]:
-        for step in range(self.size):
-            host, port = divmod((start + step) % self.size, self._ports)
+        """Yield all addresses in steps that ``start`` gives as well.
+
+        One after the other would take the longer the more neighbours are taken: whoever begins
+        among them passes all of them.
+        """
+        step = self._step(start // self.size)
+        for number in range(self.size):
+            host, port = divmod((start + number * step) % self.size, self._ports)
             yield self.hosts[host], self.low + port
+
+    def _step(self, number: int) -> int:
+        """Return a step that passes every address once, since it has no divisor with them."""
+        step = 1 + number % self.size
+        while math.gcd(step, self.size) != 1:
+            step += 1
+        return step

@@ -100,17 +100,18 @@ class Table:
         Raises ValueError if its public address is another owner's.
         """
         holder = self.at_public(mapping.protocol, mapping.public)
-        if holder is not None and holder.owner != mapping.owner:
+        owner = mapping.owner  # one object, in all these tables
+        if holder is not None and holder.owner != owner:
             raise ValueError(f"{mapping.public} is mapped already")
-        self.remove(mapping.owner)
-        self._by_owner[mapping.owner] = mapping
+        self.remove(owner)
+        self._by_owner[owner] = mapping
         self._by_public[mapping.protocol, mapping.public] = mapping
-        self._by_inside.setdefault((mapping.protocol, mapping.inside), []).append(mapping.owner)
+        self._by_inside.setdefault((mapping.protocol, mapping.inside), []).append(owner)
         self._per_client[mapping.client] += 1
         self._per_host[mapping.inside[0]] += 1
         self._per_protocol[mapping.protocol] += 1
-        self._deadlines[mapping.owner] = now + mapping.lifetime
-        self._note(mapping.owner)
+        self._deadlines[owner] = now + mapping.lifetime
+        self._note(owner)
 
     def remove(self, owner: Owner) -> Mapping | None:
         """Take a mapping out and return it; None if there is none."""

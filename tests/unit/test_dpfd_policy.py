@@ -1,5 +1,7 @@
 """Who may map what, and which public addresses there are to give."""
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -173,3 +175,11 @@ def test_every_address_is_offered_once(wishes: list[tuple[str, int]], start: int
 def test_where_to_begin_is_chance() -> None:
     starts = {next(POOL.candidates([], start)) for start in range(8)}
     assert len(starts) == 8
+
+
+def test_a_free_port_is_found_soon_though_its_neighbours_are_taken() -> None:
+    pool, chance, tries = Pool((A,), 10000, 18008), random.Random(1), []
+    for _ in range(100):
+        candidates = pool.candidates([], chance.getrandbits(64))
+        tries.append(next(number for number, one in enumerate(candidates) if one[1] > 16000))
+    assert sum(tries) < 100 * 20  # one in four is free; one after the other it would be 3,000
