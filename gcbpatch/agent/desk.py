@@ -217,12 +217,15 @@ class Desk:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            async with opening.ahead(broker) as dialled:
+            place = self._memory.place(target, began)
+            async with opening.ahead(broker, place) as dialled:
                 meeting, between = await self._arrange(broker, target, port, dialled)
                 kind, sock = await race(broker, self.reception, meeting, dialled)
         except (Unreachable, RefusedError, RemoteProtocolError, OSError, TimeoutError) as error:
             return _failure(target, error), None
         self._memory.learn(between, meeting.paths, kind, loop.time())
+        at_its_port = kind in (PathKind.LOCAL, PathKind.DIRECT)
+        self._memory.reached(target, sock.getpeername()[:2] if at_its_port else None, loop.time())
         took = (loop.time() - began) * 1000
         log.info("connected to %s: %s, %.1f ms", format_address(target), kind.name, took)
         return Dialled(kind.name.lower(), milliseconds=took, port=port), sock.detach()

@@ -1,7 +1,8 @@
 """Pure: what came of the paths between this network and another, for a while.
 
 A path that failed twice in a row, while a worse one came about, is not tried again, and so not
-waited for, until that is forgotten. Bounded. It must never keep a path out for good, since
+waited for, until that is forgotten. Where another agent was reached is where it will be dialled
+before the broker has said that it is there. Bounded. It must never keep a path out for good, since
 networks change, and never the relay.
 """
 
@@ -29,10 +30,22 @@ _Way = tuple[Between, PathKind, tuple[Address, ...]]
 
 
 class Memory:
-    """Failures in a row, and when the last of them was."""
+    """Failures in a row, places, and when the last of each was."""
 
     def __init__(self) -> None:
         self._failures: LRUCache[_Way, tuple[int, float]] = LRUCache(MOST)
+        self._places: LRUCache[Address, tuple[Address, float]] = LRUCache(MOST)
+
+    def place(self, target: Address, now: float) -> Address | None:
+        """Return where the agent of who has the proxy address ``target`` was reached lately."""
+        place, when = self._places.get(target, (None, now))
+        return place if now - when < FORGET_SECONDS else None
+
+    def reached(self, target: Address, place: Address | None, now: float) -> None:
+        """It was reached there; at no place of its own with None."""
+        self._places.pop(target, None)
+        if place is not None:
+            self._places[target] = place, now
 
     def hopeless(self, between: Between, paths: Iterable[Path], now: float) -> list[Path]:
         """Return the paths that are not worth trying again yet."""

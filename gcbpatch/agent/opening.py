@@ -31,20 +31,13 @@ log = logging.getLogger("gcbpatch.agent")
 FAILURES = (OSError, RefusedError, RemoteProtocolError, TimeoutError)
 
 
-class Ahead:
-    """A connection to the relay that is dialled while nobody knows yet what for.
+class Begun:
+    """A connection that is dialled while nobody knows yet what for; who takes it has it."""
 
-    It leaves from a port that a punch can use, too; ``nonce`` is for that, and for the other
-    side to prove itself over.
-    """
-
-    def __init__(self, relay: Address) -> None:
-        sock = streams.fresh(relay)
-        host, port = sock.getsockname()[:2]
-        self.source: Address = host, port
-        self.nonce = os.urandom(NONCE_BYTES)
-        self._dialling = asyncio.ensure_future(streams.connected(sock, relay))
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        self.address = address
         self._sock = sock
+        self._dialling = asyncio.ensure_future(streams.connected(sock, address))
         self._is_taken = False
 
     async def take(self) -> socket.socket:
@@ -61,10 +54,41 @@ class Ahead:
             self._sock.close()
 
 
+class Ahead:
+    """What a connector dials while it asks its broker: the relay, and where it got through before.
+
+    The relayed half leaves from ``source``, which a punch can use, too. ``nonce`` is for that,
+    and for the other side to prove itself over. Raises OSError if not even a port is to be had.
+    """
+
+    def __init__(self, relay: Address, place: Address | None) -> None:
+        sock = streams.fresh(relay)
+        host, port = sock.getsockname()[:2]
+        self.source: Address = host, port
+        self.nonce = os.urandom(NONCE_BYTES)
+        self.relay = Begun(sock, relay)
+        self._place = Begun(streams.fresh(place), place) if place else None
+        self._all = [self.relay, *([self._place] if self._place else [])]
+
+    async def dial(self, address: Address) -> socket.socket:
+        """Return a connection to another agent's port, the one that was begun if it leads there."""
+        begun = self._place
+        if begun is None or begun.address != address:
+            return await streams.dial(address)
+        self._place = None
+        log.info("%s was dialled ahead", format_address(address))
+        return await begun.take()
+
+    async def close(self) -> None:
+        """Close what nobody has taken."""
+        for begun in self._all:
+            await begun.close()
+
+
 @contextlib.asynccontextmanager
-async def ahead(broker: Broker) -> AsyncIterator[Ahead]:
-    """Dial the relay; raises OSError if not even a port is to be had for it."""
-    made = Ahead(broker.relay)
+async def ahead(broker: Broker, place: Address | None) -> AsyncIterator[Ahead]:
+    """Begin to dial. Raises OSError."""
+    made = Ahead(broker.relay, place)
     try:
         yield made
     finally:
@@ -102,7 +126,7 @@ async def join(
 async def _join_dialled(
     broker: Broker, meeting: Meeting, hole: Hole | None, dialled: Ahead | None = None
 ) -> socket.socket:
-    sock = await (dialled.take() if dialled else streams.dial(broker.relay, shared=True))
+    sock = await (dialled.relay.take() if dialled else streams.dial(broker.relay, shared=True))
     return await _join(broker, meeting, sock, hole)
 
 
@@ -144,13 +168,14 @@ async def _join(
     return sock
 
 
-async def open_at(path: Path, meeting: Meeting) -> socket.socket:
+async def open_at(path: Path, meeting: Meeting, dialled: Ahead | None = None) -> socket.socket:
     """Dial another agent's port at the first of the path's addresses that takes us."""
+    dial = dialled.dial if dialled else streams.dial
     problem: Exception = ConnectionRefusedError("the path names no address")
     challenge = meeting.challenge if meeting.listening else b""
     for endpoint in path.addresses:
         try:
-            sock = await streams.dial(endpoint.address)
+            sock = await dial(endpoint.address)
             step, challenge = _open(sock, meeting, challenge), b""
             await or_close(sock, step)
             return sock

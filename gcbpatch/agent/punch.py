@@ -134,6 +134,7 @@ class _Way:
         loop = asyncio.get_running_loop()
         sock = streams.shared(self._source)
         try:
+            streams.hurry(sock)
             async with asyncio.timeout_at(end):
                 await _connected(sock, self._peer, ttl)
             return sock

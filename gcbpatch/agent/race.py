@@ -23,15 +23,15 @@ async def race(
 ) -> tuple[PathKind, socket.socket]:
     """Return the best connection and its kind, with GO said on it.
 
-    ``dialled`` is the connection to the relay, begun before this was arranged. Raises what the
-    relay failed with when all have failed.
+    ``dialled`` is what was begun before this was arranged. Raises what the relay failed with
+    when all have failed.
     """
     hole = Hole(dialled.nonce, meeting.early, dialled.source) if meeting.punches else None
     async with reception.expect(meeting, listening=True) as arrivals, attempts() as running:
         for path in paths.dialled(meeting.paths, paths.DIALLED_BY_CONNECTOR):
             relayed = path.kind is PathKind.RELAYED
             join = opening.join(broker, meeting, hole, dialled) if relayed else None
-            running.add(path.kind, join or opening.open_at(path, meeting))
+            running.add(path.kind, join or opening.open_at(path, meeting, dialled))
         if hole is not None:
             running.add(PathKind.PUNCHED, hole.punch(meeting))
         if paths.expects_open(meeting.paths, frozenset({PathKind.REVERSE})):

@@ -98,6 +98,7 @@ class Reception:
 
     async def _receive(self, sock: socket.socket, address: Address) -> None:
         try:
+            streams.hurry(sock)
             async with asyncio.timeout(STRANGER_SECONDS):
                 queue = await self._prove(sock)
         except (OSError, RemoteProtocolError) as error:

@@ -47,7 +47,13 @@ def _share(sock: socket.socket, value: int) -> None:
 def unshare(sock: socket.socket) -> socket.socket:
     """Make a socket again what a program's own would be, and return it."""
     _share(sock, 0)
+    hurry(sock, 0)
     return sock
+
+
+def hurry(sock: socket.socket, value: int = 1) -> None:
+    """Have frames that follow each other leave at once: no ACK is waited for (RFC 896)."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, value)
 
 
 async def dial(
@@ -88,6 +94,7 @@ def fresh(address: Address) -> socket.socket:
 async def connected(sock: socket.socket, address: Address) -> socket.socket:
     """Connect it and return it; it is closed if that fails or is withdrawn."""
     try:
+        hurry(sock)
         await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()

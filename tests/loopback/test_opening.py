@@ -123,6 +123,51 @@ def test_an_open_without_its_confirm_is_not_ready() -> None:
     run(test())
 
 
+def test_what_was_dialled_ahead_is_used_once_and_closed_if_it_is_not() -> None:
+    async def test() -> None:
+        reception, relay = Reception(), socket.create_server(("127.0.0.1", 0))
+        relay.setblocking(False)
+        loop, address = asyncio.get_running_loop(), ("127.0.0.1", reception.port)
+        async with reception.expect(meeting(), listening=False) as arrivals:
+            ahead = opening.Ahead(relay.getsockname(), address)
+            for _ in range(2):
+                with await opening.open_at(direct(reception.port), meeting(), ahead):
+                    (await arrivals.get()).close()
+            kept = await ahead.relay.take()
+            await ahead.close()
+            assert kept.getpeername() == relay.getsockname()
+            kept.close()
+            unused = opening.Ahead(relay.getsockname(), relay.getsockname())
+            accepted = [(await loop.sock_accept(relay))[0] for _ in range(3)]
+            await unused.close()
+            for one in accepted:
+                assert await loop.sock_recv(one, 1) == b""
+                one.close()
+        relay.close()
+        reception.close()
+
+    run(test())
+
+
+def test_a_place_that_is_left_keeps_nobody_from_the_new_one() -> None:
+    async def test() -> None:
+        reception = Reception()
+        with socket.create_server(("127.0.0.1", 0)) as relay, socket.socket() as left:
+            left.bind(("127.0.0.1", 0))
+            ahead = opening.Ahead(relay.getsockname(), left.getsockname())
+            path = Path(
+                PathKind.DIRECT,
+                [Endpoint.of(left.getsockname()), Endpoint("127.0.0.1", reception.port)],
+            )
+            async with reception.expect(meeting(), listening=False) as arrivals:
+                with await opening.open_at(path, meeting(), ahead):
+                    (await arrivals.get()).close()
+            await ahead.close()
+        reception.close()
+
+    run(test())
+
+
 CHALLENGE = b"the connector's."
 CONNECTOR = meeting().challenging(CHALLENGE)
 CALLED = replace(meeting(listening=True), challenge=CHALLENGE)

@@ -84,6 +84,22 @@ def test_who_is_called_is_introduced_by_the_connection_that_waits(
     assert joined(world) == 1
 
 
+def test_where_an_agent_was_reached_is_dialled_ahead(world: World) -> None:
+    world.broker(world.public)
+    world.use_broker(world.other, world.public.address, GCB_REGISTER="always")
+    listening = world.listen(world.other)
+    program = world.start(
+        world.b, "connector", listening.address, "--times", "2", "--on-line", stdin=-1
+    )
+    for _ in range(2):
+        program.stdin.write(b"\n")
+        program.stdin.flush()
+        assert "error" not in program.wait_line(r"^\{.*\}$").group(0)
+        listening.report()
+        assert world.path_to(world.b, listening.address) == "direct"
+    assert world.log_of(world.b).read_text().count("was dialled ahead") == 1
+
+
 def test_one_that_is_dead_is_noticed_and_another_dialled(world: World) -> None:
     broker = world.broker(world.public, log="INFO")
     listening, port = waiting(world, broker)

@@ -64,3 +64,32 @@ def test_it_is_bounded() -> None:
     for number in range(MOST):
         memory.learn(("203.0.113.1", b"%d" % number), [PUNCHED], PathKind.RELAYED, 1.0)
     assert memory.hopeless(HERE, ALL, 1.0) == []
+
+
+TARGET, PLACE, LATER = ("198.51.100.1", 20001), ("198.51.100.7", 5000), ("198.51.100.7", 5001)
+
+
+def test_where_an_agent_was_reached_is_remembered_for_a_while() -> None:
+    memory = Memory()
+    assert memory.place(TARGET, 0.0) is None
+    memory.reached(TARGET, PLACE, 0.0)
+    assert memory.place(TARGET, FORGET_SECONDS - 0.1) == PLACE
+    assert memory.place(PLACE, 1.0) is None
+    assert memory.place(TARGET, FORGET_SECONDS) is None
+
+
+def test_what_was_seen_last_counts() -> None:
+    memory = Memory()
+    memory.reached(TARGET, PLACE, 0.0)
+    memory.reached(TARGET, LATER, FORGET_SECONDS)
+    assert memory.place(TARGET, FORGET_SECONDS + 1.0) == LATER
+    memory.reached(TARGET, None, FORGET_SECONDS + 2.0)
+    assert memory.place(TARGET, FORGET_SECONDS + 3.0) is None
+
+
+def test_only_so_many_places_are_remembered() -> None:
+    memory = Memory()
+    for number in range(MOST + 1):
+        memory.reached(("198.51.100.1", number), PLACE, 0.0)
+    assert memory.place(("198.51.100.1", 0), 1.0) is None
+    assert memory.place(("198.51.100.1", MOST), 1.0) == PLACE
