@@ -199,7 +199,8 @@ class Liveness:
     def report(self) -> str:
         """Say what was asked since the last report, and what the process cost meanwhile."""
         now, cpu = time.monotonic(), time.process_time()
-        line = self._tally.line(len(self._watches), now, cpu)
+        clients = sum(self._table.get(owner) is not None for owner in self._watches)
+        line = self._tally.line(clients, now, cpu)
         self._tally = Tally(now, cpu)
         return line
 
