@@ -137,7 +137,7 @@ def _public_address(
     Who wishes for a port, where wishes are fulfilled or refused, gets that port or nothing.
     """
     wish = request.wished.address if request.wished else ("0.0.0.0", 0)
-    strict = grants.policy.refuses and wish[1] != 0
+    strict = grants.policy.insists(wish[1])
     wishes = [wish, old.public] if old is not None else [wish]
     pool, chance = grants.mappings.pool, grants.senses.chance()
     if old is None and grants.mappings.table.count_in(request.protocol) >= pool.size:

@@ -17,6 +17,8 @@ from gcbpatch.wire.messages import TCP, UDP, Forward
 Network = ipaddress.IPv4Network
 Range = tuple[int, int]
 ALL_PORTS: tuple[Range, ...] = ((1, 65535),)
+AUTOMATIC: tuple[Range, ...] = ((32768, 60999),)
+"""What Linux chooses from where a program binds port 0, and so has no wish at all."""
 
 
 class Refused(Exception):
@@ -72,7 +74,7 @@ class Policy:
     ``max_lifetime`` in seconds: longer wishes are granted as this. ``per_client``, ``per_host``
     (a host may call itself many clients) and ``in_all`` are numbers of mappings. ``allow`` are
     looked through in turn, and the first that is for an asker counts. With ``refuses`` who
-    cannot have the public address wished for gets none.
+    cannot have the public port wished for gets none, unless it is one of those in ``spared``.
     """
 
     max_lifetime: int = 30
@@ -81,6 +83,7 @@ class Policy:
     per_host: int = 4096
     allow: tuple[Allowance, ...] = (Allowance(),)
     refuses: bool = False
+    spared: tuple[Range, ...] = AUTOMATIC
 
     def check(self, request: Forward, asker: Asker) -> Allowance:
         """Return what is allowed to the asker; raise Refused unless the request is within."""
@@ -132,6 +135,10 @@ class Policy:
             if own and ports and (not one.networks or _holds(one.networks, host)):
                 return True
         return False
+
+    def insists(self, port: int) -> bool:
+        """Return whether a wish for this public port (0: any) is fulfilled or refused."""
+        return self.refuses and port != 0 and not _among(self.spared, port)
 
     def lifetime(self, wished: int) -> int:
         """Return the seconds that are granted."""

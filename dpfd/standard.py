@@ -161,8 +161,9 @@ class Standard:
 
     def _grant(self, asked: Forward, *, strict: bool = False) -> Mapping:
         base = self._base
-        refuses = strict or base.policy.refuses
-        policy = replace(base.policy, max_lifetime=self._lifetime, refuses=refuses)
+        policy = replace(base.policy, max_lifetime=self._lifetime)
+        if strict:
+            policy = replace(policy, refuses=True, spared=())
         policy.check_protocol(asked.protocol)
         if not asked.inside.port:
             raise Refused(Status.NOT_AUTHORIZED, "all ports of a host cannot be mapped")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from pathlib import Path
@@ -54,6 +55,19 @@ def test_without_dpfd_a_broker_is_taken_and_without_both_the_kernel(world: World
     assert plain.address.startswith(f"{world.a2.address}:")
     assert len(warned) == 1 and "as if unpatched" in warned[0]
     exchanged(world, world.gateway_a.host("a3"), plain)
+
+
+def test_where_wishes_are_refused_listen_fails_for_a_port_that_is_taken(world: World) -> None:
+    world.gateway_daemon(world.gateway_a, wish="refuse")
+    for host in (world.a, world.a2):
+        world.use_gateway(host)
+    first = world.listen(world.a, "--port", "20080")
+    assert first.address == f"{world.gateway_a.address}:20080"
+    late = world.start(world.a2, "listener", "--port", "20080")
+    late.wait_line(f"^listen failed: {errno.EADDRNOTAVAIL} ")
+    anywhere = world.listen(world.a2)  # the kernel's choice of a port is nobody's wish
+    assert anywhere.address.startswith(f"{world.gateway_a.address}:")
+    exchanged(world, world.public, anywhere)
 
 
 def test_a_listener_behind_dpfd_is_reached_straight_by_who_has_a_broker(world: World) -> None:

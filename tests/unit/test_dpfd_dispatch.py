@@ -176,6 +176,8 @@ def test_a_wish_is_refused_where_it_must_be_fulfilled(tmp_path: Path) -> None:
     assert world.forward(peer, wished=Endpoint(A, 22)).status is refused
     assert world.forward(peer, wished=Endpoint("203.0.113.9", 10001)).status is refused
     assert world.mapped(peer, wished=Endpoint("0.0.0.0", 10003)) == (B, 10003)
+    automatic = Endpoint("0.0.0.0", 40000)  # nobody's choice but the kernel's
+    assert world.mapped(peer, b"third listener .", wished=automatic, inside=Endpoint(HOST, 82))
     assert world.mapped(peer, SECOND, wished=Endpoint(A, 0), inside=Endpoint(HOST, 81))
     world.check_agreement()
     world.mirror.close()

@@ -130,6 +130,8 @@ def test_pcp_maps_renews_and_ends(it: Asked) -> None:
 def test_pcp_gives_another_address_or_none_as_is_preferred(it: Asked) -> None:
     it.world.in_use.add((A, 10001))
     picky = replace(MAP, prefers_failure=True)
+    automatic = replace(picky, public=("0.0.0.0", 40000))
+    assert it.pcp(automatic)[0] is pcp.Result.CANNOT_PROVIDE_EXTERNAL
     assert it.pcp(picky)[0] is pcp.Result.CANNOT_PROVIDE_EXTERNAL
     result, _, public = it.pcp(MAP)
     assert result is pcp.Result.SUCCESS and public != (A, 10001)
