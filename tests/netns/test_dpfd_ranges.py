@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gcbpatch.errors import RefusedError
+from gcbpatch.wire.messages import UDP
 from tests.loopback.gateway_client import random_id
 from tests.netns.gateway_extra import require
 from tests.netns.gateway_ground import (
@@ -20,7 +21,7 @@ from tests.netns.gateway_ground import (
     start,
 )
 from tests.netns.lab import Gateway, Lab, Program
-from tests.netns.talk import dial
+from tests.netns.talk import dial, udp
 
 SQUAT = """
 import json, socket, sys
@@ -96,6 +97,10 @@ def test_what_others_forward_while_dpfd_runs_is_soon_known(
     assert client.forward(wished=("0.0.0.0", 20000)) == (gateway.public_address, 20002)
     with pytest.raises(RefusedError, match="NO_RESOURCES"):
         client.forward(random_id())
+    with udp(gateway, 20002):  # a socket of the gateway itself; the rules are of TCP
+        wish = {"wished": ("0.0.0.0", 20002), "protocol": UDP}
+        assert client.forward(random_id(), **wish)[1] in (20000, 20001)
+    assert client.forward(random_id(), **wish)[1] == 20002
 
 
 @pytest.mark.parametrize("back_end", BACK_ENDS, ids=lambda back_end: back_end.name)
