@@ -67,6 +67,7 @@ class RunningGateway:
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self.address: Address = ("", 0)
+        self.standard: Address = ("", 0)
         self._thread = threading.Thread(target=self._run, name="dpfd", daemon=True)
         self._thread.start()
         assert self._ready.wait(HANG_LIMIT)
@@ -103,7 +104,12 @@ class RunningGateway:
             listener.bind((LOCALHOST, 0))
             listener.listen()
             self.address = listener.getsockname()
-            gateway.start(listener)
+            datagrams = None
+            if self._config.standard_clients:
+                datagrams = gevent.socket.socket(type=socket.SOCK_DGRAM)
+                datagrams.bind((LOCALHOST, 0))
+                self.standard = datagrams.getsockname()
+            gateway.start(listener, datagrams)
         except BaseException as error:
             self._error = error
             self._ready.set()
