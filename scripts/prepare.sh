@@ -79,6 +79,7 @@ program_packages() {
     have redis-server || have redis-check-rdb || echo redis-tools
     have sshd || echo openssh-server
     have curl || echo curl
+    have natpmpc || echo natpmpc
 }
 
 missing_packages() {
