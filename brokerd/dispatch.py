@@ -438,7 +438,7 @@ class Dispatcher:
             listener.nonce,
             rendezvous.name,
             rendezvous.secret,
-            Endpoint.of(self._identity.hosts.shown(peer, listener.proxy[0])),
+            Endpoint.of(self._identity.hosts.shown(peer, listener.family)),
             commit,
             paths,
             *more,

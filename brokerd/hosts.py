@@ -34,10 +34,12 @@ class Hosts:
         """Return the one that like() does not; empty if there is none."""
         return next((one for one in self.all if one != self.like(host)), "")
 
-    def shown(self, peer: tuple[str, int], proxy: str) -> tuple[str, int]:
-        """Return a peer's address as a listener with its proxy at ``proxy`` may be told it.
+    def shown(self, peer: tuple[str, int], family: int) -> tuple[str, int]:
+        """Return a peer's address as a listener that shows addresses of ``family`` is told it.
 
         A peer of the other family has none there: as behind a NAT64 (RFC 6146) it has ours,
         and its own port.
         """
-        return peer if family_of(peer[0]) == family_of(proxy) else (self.like(proxy), peer[1])
+        if family in (0, family_of(peer[0])):
+            return peer
+        return self.of(family) or self.first, peer[1]

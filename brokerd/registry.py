@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from typing import Protocol
 
-from gcbpatch.addresses import ANY, Address, family_of
+from gcbpatch.addresses import ANY, V4, Address, family_of
 from gcbpatch.errors import GcbError, Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Key
@@ -82,6 +82,7 @@ class Listener:
     protocol: int
     proxy: Address
     sender: Sender
+    family: int = V4
     nonce: bytes = b""
     local: tuple[Endpoint, ...] = ()
     network: str = ""
@@ -257,7 +258,9 @@ class Registry:
             if self.draining:
                 raise Refusal(Status.NO_RESOURCES, "this broker is draining")
             proxy = self._find_proxy(asked, claimed, now, dice, open_proxy)
-        listener = Listener(asked.client, asked.listener, asked.protocol, proxy, sender)
+        listener = Listener(
+            asked.client, asked.listener, asked.protocol, proxy, sender, asked.family
+        )
         self._listeners[listener.name] = listener
         self._by_proxy[asked.protocol, proxy] = listener
         return listener

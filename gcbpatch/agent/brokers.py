@@ -206,7 +206,7 @@ class Brokers:
     async def register(self, one: Registrant) -> bool:
         """Get ``one`` a proxy address somewhere; goes on trying if nobody has one now."""
         candidates = await self.candidates()
-        if candidates and not any(broker.gives(one.family) for broker in candidates):
+        if candidates and not any(broker.gives(one.family) for broker in self):
             log.info("no broker has addresses of IPv%d", one.family)
             return False
         if await self._register_at(one, candidates):

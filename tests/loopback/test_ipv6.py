@@ -169,12 +169,15 @@ def test_a_listener_has_a_proxy_address_of_the_family_that_it_can_show(
         assert client.register(family=ANY).proxy.host == HERE
 
 
-def test_both_families_may_have_the_same_proxy_port(both: Broker) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_both_families_may_have_the_same_proxy_port(tmp_path: Path, workers: str) -> None:
+    both = Broker(tmp_path, "--address", HERE, "--workers", workers)
     by_v4, by_v6 = clients(both)
     with by_v4, by_v6:
-        one = by_v4.register(LISTENER, family=V4)
-        other = by_v6.register(OTHER, family=V6, wished=one.proxy.port)
-        assert other.proxy == Endpoint(HERE, one.proxy.port)
+        other = by_v6.register(OTHER, family=V6)
+        # That host is this broker's alone, so its port is free.
+        one = by_v4.register(LISTENER, family=V4, wished=other.proxy.port)
+        assert one.proxy == Endpoint(both.host, other.proxy.port)
         for client, proxy in ((by_v4, one.proxy), (by_v6, other.proxy)):
             with socket.create_connection(proxy.address, HANG_S) as sock:
                 call = client.next_call()
@@ -182,21 +185,24 @@ def test_both_families_may_have_the_same_proxy_port(both: Broker) -> None:
                 with client.join(call) as half:
                     half.sendall(b"hello")
                     assert sock.recv(100) == b"hello"
+    both.kill()
 
 
-@pytest.mark.parametrize("listening", [V4, V6])
+@pytest.mark.parametrize("listening", [V4, V6, ANY])
 def test_a_connector_of_the_other_family_is_relayed_and_seen_at_the_brokers_own_host(
     both: Broker, listening: int
 ) -> None:
     by_v4, by_v6 = clients(both)
-    listener, connector = (by_v4, by_v6) if listening == V4 else (by_v6, by_v4)
+    listener, connector = (by_v6, by_v4) if listening == V6 else (by_v4, by_v6)
     near = (Endpoint("127.0.0.1", 4000),), (Endpoint(HERE, 4000),)
     with listener, connector:
         proxy = listener.register(LISTENER, family=listening, local=near[0] + near[1]).proxy
         meeting = connector.connect(proxy, local=near[0] + near[1])
         assert [path.kind for path in meeting.paths] == [PathKind.RELAYED]
         call = listener.next_call()
-        assert call.peer == Endpoint(proxy.host, connector.sock.getsockname()[1])
+        # Who can show both is told the truth.
+        seen = connector.sock.getsockname()[0] if listening == ANY else proxy.host
+        assert call.peer == Endpoint(seen, connector.sock.getsockname()[1])
         halves = connector.start_join(meeting), listener.join(call)
         connector.finish_join(halves[0]).sendall(b"hello")
         assert halves[1].recv(100) == b"hello"

@@ -11,6 +11,7 @@ import pytest
 from tests.netns.lab import Host, Lab, Program, give_ipv6, ipv6_of, take_ipv4
 from tests.netns.lab.program import HANG_LIMIT
 from tests.netns.pairs import Ground, exchanged
+from tests.netns.talk import SILENCE
 
 
 class World(Ground):
@@ -129,6 +130,27 @@ def test_datagrams_by_ipv6_come_through_firewalls_by_the_relay(world: World) -> 
     )
     # Both have a proxy address, and see each other's.
     assert house.wait_line("heard (.*)").group(1) == f"hello {world.v6}"
+
+
+def test_who_is_behind_a_router_gets_out_and_nobody_gets_in(any_lab: Lab) -> None:
+    public, gateway = any_lab.host("public"), any_lab.gateway("gateway")
+    inside = gateway.host("inside")
+    give_ipv6(public, gateway, inside)
+    take_ipv4(inside)
+    listeners = {}
+    for node in (public, inside):
+        listeners[node.name] = node.socket(family=socket.AF_INET6)
+        listeners[node.name].bind(("::", 9618))
+        listeners[node.name].listen()
+    out = inside.socket(family=socket.AF_INET6)
+    out.connect((ipv6_of(public.address), 9618))
+    assert listeners["public"].accept()[1][0] == ipv6_of(inside.address)
+    into = public.socket(family=socket.AF_INET6)
+    into.settimeout(SILENCE)
+    with pytest.raises(TimeoutError):
+        into.connect((ipv6_of(inside.address), 9618))
+    with pytest.raises(OSError, match="unreachable"):
+        inside.socket().connect((public.address, 9618))
 
 
 def test_a_broker_that_nobody_has_configured_is_found_by_its_answer(world: World) -> None:
