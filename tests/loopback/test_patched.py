@@ -17,14 +17,16 @@ ROOT = Path(__file__).resolve().parents[2]
 HANG_LIMIT = 60.0
 
 
-def run(program: str, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run a small program to its end."""
+def run(
+    program: str, limit: float = HANG_LIMIT, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a small program to its end, which has to come within ``limit`` seconds."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(program)],
         env=clean_environment() | environ,
         capture_output=True,
         text=True,
-        timeout=HANG_LIMIT,
+        timeout=limit,
         cwd=ROOT,
     )
 
