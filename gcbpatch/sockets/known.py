@@ -8,8 +8,8 @@ decide who connects, and never look anything up.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Hashable
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from ..routefile import RouteFile
@@ -44,7 +44,7 @@ class Known:
             until = self._until.get(address)
         except TypeError:  # a list, say: the kernel's layer has something to say about that
             return False
-        if until is None or time.monotonic() >= until:
+        if until is None or monotonic() >= until:
             return False
         return self._file is None or self._is_same_table(self._file)
 
@@ -83,7 +83,7 @@ class Fading(Generic[K]):
         self._entries.pop(key, None)
         while len(self._entries) >= self._most:
             del self._entries[next(iter(self._entries))]
-        self._entries[key] = time.monotonic() + self._seconds, number
+        self._entries[key] = monotonic() + self._seconds, number
 
     def discard(self, key: K) -> None:
         """Not any more."""
@@ -99,4 +99,4 @@ class Fading(Generic[K]):
 
     def __contains__(self, key: K) -> bool:
         """Whether it means something now."""
-        return time.monotonic() < self.until(key)
+        return monotonic() < self.until(key)
