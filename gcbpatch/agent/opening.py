@@ -126,7 +126,13 @@ async def join(
 async def _join_dialled(
     broker: Broker, meeting: Meeting, hole: Hole | None, dialled: Ahead | None = None
 ) -> socket.socket:
-    sock = await (dialled.relay.take() if dialled else streams.dial(broker.relay, shared=True))
+    """Say JOIN on what was dialled ahead, if that has lived until now, or else on a new one."""
+    if dialled is not None:
+        try:
+            return await _join(broker, meeting, await dialled.relay.take(), hole)
+        except OSError as error:
+            log.info("dialling %s again: %s", format_address(broker.address), error)
+    sock = await streams.dial(broker.relay, shared=True)
     return await _join(broker, meeting, sock, hole)
 
 

@@ -92,8 +92,9 @@ class Hole:
 
 
 def _same(one: tuple[JoinReply, Address], other: tuple[JoinReply, Address]) -> bool:
-    """Whether two introductions are to the same other side at the same place."""
-    return (one[0].peer, one[0].nonce) == (other[0].peer, other[0].nonce)
+    """Whether two introductions are to the same other side, at the same place, from one port."""
+    (here, source), (there, elsewhere) = one, other
+    return (here.peer, here.nonce, source[1]) == (there.peer, there.nonce, elsewhere[1])
 
 
 def _has_come_about(trying: asyncio.Task[socket.socket]) -> bool:

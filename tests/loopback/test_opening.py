@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,16 @@ from gcbpatch.agent.opening import Meeting
 from gcbpatch.agent.reception import Reception
 from gcbpatch.errors import RefusedError, RemoteProtocolError, Status
 from gcbpatch.wire.codec import Frame, Kind, build
-from gcbpatch.wire.messages import Command, Confirm, Endpoint, Open, OpenReply, Path, PathKind
+from gcbpatch.wire.messages import (
+    Command,
+    Confirm,
+    Endpoint,
+    JoinReply,
+    Open,
+    OpenReply,
+    Path,
+    PathKind,
+)
 
 HANG_S = 20.0
 
@@ -145,6 +155,27 @@ def test_what_was_dialled_ahead_is_used_once_and_closed_if_it_is_not() -> None:
                 one.close()
         relay.close()
         reception.close()
+
+    run(test())
+
+
+def test_a_connection_to_the_relay_that_has_ended_meanwhile_is_dialled_again() -> None:
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.create_server(("127.0.0.1", 0)) as relay:
+            relay.setblocking(False)
+            address = relay.getsockname()
+            broker: Any = SimpleNamespace(relay=address, address=address, key=None)
+            ahead = opening.Ahead(address, None)
+            (await loop.sock_accept(relay))[0].close()
+            joining = asyncio.ensure_future(opening.join(broker, meeting(), None, ahead))
+            sock, _ = await loop.sock_accept(relay)
+            frame = await streams.read_frame(sock)
+            assert frame.command == Command.JOIN
+            await streams.reply(sock, frame, Status.SUCCESS, JoinReply())
+            with sock, await joining as joined:
+                assert joined.getpeername() == sock.getsockname()
+            await ahead.close()
 
     run(test())
 
