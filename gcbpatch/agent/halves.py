@@ -33,6 +33,8 @@ PAUSE_SECONDS = 25.0
 ANSWER_SECONDS = 10.0
 RETRY_SECONDS = (0.5, 30.0)
 """After a failure: at least, and at most when one follows the other."""
+SPREAD_SECONDS = 3.0
+"""When a broker ends, all its clients notice at once, and should not come back so."""
 UNSUPPORTED_SECONDS = 600.0
 
 
@@ -85,6 +87,7 @@ class Halves:
         self._used: collections.deque[float] = collections.deque(maxlen=MOST - 1)
         self._failures = 0
         self._retry: asyncio.TimerHandle | None = None
+        self._news: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
         """How many could be taken now."""
@@ -106,11 +109,18 @@ class Halves:
             self._fill()
 
     def begin_for(self, listener: bytes) -> None:
-        """The broker has just taken ``listener``: keep some at once, whatever it refused before."""
+        """The broker has just taken ``listener``: keep some soon, whatever it refused before.
+
+        At once, unless it may be that all its clients have lost theirs in the same moment.
+        """
         if self._retry is not None:
             self._retry.cancel()
             self._retry = None
-        self.keep_for(listener)
+        self._listener = listener
+        if self._failures:
+            self._retry = self._later(SPREAD_SECONDS, self._fill)
+        else:
+            self._fill()
 
     async def take(self, nonce: bytes = b"") -> Half | None:
         """Return one that waits, its caller's from now on; None if there is none.
@@ -140,13 +150,18 @@ class Halves:
     def close(self) -> None:
         """Close all."""
         self._listener = None
-        if self._retry is not None:
-            self._retry.cancel()
-            self._retry = None
+        for timer in (self._retry, self._news):
+            if timer is not None:
+                timer.cancel()
+        self._retry = self._news = None
         for half in self._all:
             assert half.task is not None
             half.task.cancel()
         self._all.clear()
+
+    def _later(self, seconds: float, step: Callable[[], None]) -> asyncio.TimerHandle:
+        """Do something within so many seconds, when others of a broker's clients do not."""
+        return asyncio.get_running_loop().call_later(random.uniform(0, seconds), step)
 
     def _fill(self) -> None:
         self._retry = None
@@ -188,7 +203,7 @@ class Halves:
             return
         finally:
             half.is_free = False
-        self.on_lost()
+        self._news = self._later(SPREAD_SECONDS, self.on_lost)
         raise ConnectionResetError("it was closed while it waited")
 
     def _failed(self, half: Half, error: Exception) -> None:

@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gcbpatch.addresses import Address
+from gcbpatch.addresses import V4, Address
 from gcbpatch.agent.broker import Broker as Life
 from gcbpatch.agent.listeners import Listener
 from gcbpatch.agent.registrants import Registrant
@@ -45,6 +45,7 @@ class Socket:
     reason: str = ""
     relay: Address | None = None
     nudge_target: Address = ("127.0.0.1", 1)
+    family: int = V4
 
 
 class Returning:

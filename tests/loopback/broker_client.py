@@ -83,7 +83,9 @@ class Broker:
 
     def _read_line(self) -> str:
         assert self.process.stdout is not None
-        readable, _, _ = select.select([self.process.stdout], [], [], HANG_S)
+        poll = select.poll()  # which takes numbers that select() does not
+        poll.register(self.process.stdout, select.POLLIN)
+        readable = poll.poll(HANG_S * 1000)
         line = self.process.stdout.readline().decode() if readable else ""
         if not line:
             self.kill()
