@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from gcbpatch.addresses import ANY, V4, V6, format_address
+from gcbpatch.agent import sockdiag
 from gcbpatch.errors import Status
+from gcbpatch.sockets.table import cookie_of
 from gcbpatch.wire.messages import Endpoint, PathKind
 
 from .broker_client import HANG_S, Broker, Client
@@ -285,3 +288,24 @@ def test_a_listener_of_a_family_that_no_broker_has_is_the_kernels_without_a_word
     plain = Broker(tmp_path)
     listens(plain, "AF_INET6", "::", HERE)
     plain.kill()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+@pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM], ids=["TCP", "UDP"])
+def test_the_kernel_tells_of_the_end_of_a_socket(
+    family: socket.AddressFamily, kind: socket.SocketKind
+) -> None:
+    stream = kind == socket.SOCK_STREAM
+    with sockdiag.open_events() if stream else sockdiag.open_datagram_events() as events:
+        sock = socket.socket(family, kind)
+        sock.bind(("", 0))
+        if stream:
+            sock.listen()
+        else:
+            sockdiag.only_ports(events, [sock.getsockname()[1]])
+        cookie = cookie_of(sock)
+        sock.close()
+        found: set[int] = set()
+        while cookie not in found:
+            assert select.select([events], [], [], HANG_S)[0], "it was not told"
+            found |= sockdiag.read_ended(events)[0]
