@@ -63,11 +63,15 @@ class Hole:
         if self._early is None:
             return await self._try(await self._told(), meeting)
         log.info("introduced before the relay is ready")
+        begun = asyncio.get_running_loop().time()
         trying = asyncio.ensure_future(self._try(self._early, meeting))
         try:
             await asyncio.wait((trying, self._introduced), return_when=asyncio.FIRST_COMPLETED)
             if _has_come_about(trying) or _same(await self._told(), self._early):
-                return await trying
+                # The other side is told at last when both are there: it may begin only now.
+                late = asyncio.get_running_loop().time() - begun >= LEAST_SECONDS
+                if not (late and await _is_in_vain(trying)):
+                    return await trying
         except BaseException:
             await _withdraw(trying)
             raise
@@ -99,6 +103,12 @@ def _same(one: tuple[JoinReply, Address], other: tuple[JoinReply, Address]) -> b
 
 def _has_come_about(trying: asyncio.Task[socket.socket]) -> bool:
     return trying.done() and not trying.cancelled() and trying.exception() is None
+
+
+async def _is_in_vain(trying: asyncio.Task[socket.socket]) -> bool:
+    """Wait for its end; return whether nothing has come through at all."""
+    await asyncio.wait([trying])
+    return isinstance(trying.exception(), ConnectionRefusedError)
 
 
 async def _withdraw(trying: asyncio.Task[socket.socket]) -> None:

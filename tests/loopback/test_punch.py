@@ -9,7 +9,7 @@ import pytest
 
 from gcbpatch.agent import streams
 from gcbpatch.agent.meeting import Meeting
-from gcbpatch.agent.punch import Hole
+from gcbpatch.agent.punch import LEAST_SECONDS, TRIES, Hole
 from gcbpatch.errors import RemoteProtocolError
 from gcbpatch.wire.messages import Command, Endpoint, JoinReply, Punch
 
@@ -112,6 +112,32 @@ def test_what_was_foretold_is_begun_and_what_is_said_counts(
             assert await _foretold(JoinReply(None, THEIRS, 0), late) == outcome
 
     asyncio.run(test())
+
+
+def test_who_is_told_late_of_the_other_side_tries_again() -> None:
+    """Its CALL was lost and came again, when what was foretold had been tried in vain."""
+
+    async def test() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket() as place, streams.shared(("127.0.0.1", 0)) as bound:
+            place.bind(("127.0.0.1", 0))
+            source = bound.getsockname()[:2]
+            told = JoinReply(Endpoint.of(place.getsockname()), THEIRS, 0, 1)
+            hole = Hole(b"nonce of our own", told, source)
+            punching = asyncio.ensure_future(hole.punch(MEETING))
+            # The tries are over by then: nobody has listened.
+            await asyncio.sleep(TRIES * LEAST_SECONDS + 0.2)
+            place.listen()
+            place.setblocking(False)
+            hole.introduce(told, source)
+            sock, peer = await loop.sock_accept(place)
+            with sock:
+                assert peer == source
+                proof = MEETING.proof("punch listener", hole.nonce, THEIRS)
+                await streams.say(sock, Command.PUNCH, Punch(proof))
+                (await punching).close()
+
+    asyncio.run(asyncio.wait_for(test(), HANG_S))
 
 
 def test_who_is_not_introduced_does_not_connect() -> None:
