@@ -18,6 +18,7 @@ from gcbpatch.wire.messages import Endpoint
 
 from .broker_client import HANG_S, Broker, Client
 from .broker_ground import LISTENER, OTHER, greeted, is_closed, refusal, wait_until
+from .flow_client import listening, peer
 
 # The same must hold as for a broker alone; they take the fixtures of this module.
 from .test_brokerd import (  # noqa: F401
@@ -290,3 +291,33 @@ def test_a_wrong_number_is_named() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 2
     assert done.stderr == "brokerd: --workers: 0 is not right; a number from 1 to 256 would be\n"
+
+
+def holders_of(broker: Broker, port: int) -> set[int]:
+    """The processes of a broker that hold a UDP socket on a port."""
+    lines = [line.split() for line in Path("/proc/net/udp").read_text().splitlines()[1:]]
+    sockets = {f"socket:[{one[9]}]" for one in lines if int(one[1].split(":")[1], 16) == port}
+    assert sockets
+    return {
+        pid
+        for pid in (broker.process.pid, *workers_of(broker))
+        for entry in Path(f"/proc/{pid}/fd").iterdir()
+        if entry.is_symlink() and os.readlink(entry) in sockets
+    }
+
+
+def test_datagrams_stay_with_the_broker_and_no_workers_death_ends_them(
+    broker: Broker, alice: Client
+) -> None:
+    port, reply = listening(alice)
+    with port, peer() as other:
+        for number in range(3):
+            data = b"hello %d" % number
+            other.sendto(data, reply.proxy.address)
+            assert port.receive() == (data, other.getsockname())
+            port.send(data[::-1], other.getsockname())
+            assert other.recvfrom(100) == (data[::-1], reply.proxy.address)
+            assert holders_of(broker, reply.proxy.port) == {broker.process.pid}
+            os.kill(workers_of(broker)[0], signal.SIGKILL)
+            # Young workers are not replaced at once.
+            wait_until(lambda: len([w for w in workers_of(broker) if not is_gone(w)]) == WORKERS)
