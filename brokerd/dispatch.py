@@ -24,6 +24,7 @@ from gcbpatch.errors import RemoteProtocolError, Status
 from gcbpatch.wire import auth
 from gcbpatch.wire.auth import Key, Keyring
 from gcbpatch.wire.codec import Frame, Kind, message_of
+from gcbpatch.wire.datagrams import MAGIC_SIZE
 from gcbpatch.wire.messages import (
     TCP,
     UDP,
@@ -71,6 +72,10 @@ log = logging.getLogger("brokerd")
 CALL_PATIENCE = 10.0
 """Seconds until a listener that does not answer CALL is taken for gone."""
 
+BY_PORT = frozenset({Command.FLOW, Command.INTRODUCE})
+"""What may be said from a program's own UDP port, besides HELLO."""
+BY_CONTROL = frozenset(Command) - {Command.FLOW}
+
 RELAY_ONLY = [Path(PathKind.RELAYED, [])]
 
 
@@ -82,6 +87,8 @@ class Question:
     data: bytes
     listener: Listener
     patience: float
+    before: bytes = b""
+    """Octets in front of the frame, where a program's own UDP port is asked."""
 
     @property
     def to(self) -> Sender:
@@ -200,7 +207,8 @@ class Dispatcher:
         return self._answers.setdefault(key.key_id if key else 0, Answers())
 
     def _decode(self, frame: Frame, by_port: bool) -> Any:
-        if frame.command not in self._commands or by_port is not (frame.command == Command.FLOW):
+        here = BY_PORT if by_port else BY_CONTROL
+        if frame.command not in self._commands or frame.command not in here:
             raise RemoteProtocolError(
                 Status.UNSUPPORTED, f"command {frame.command} is not taken as a datagram here"
             )
@@ -331,11 +339,16 @@ class Dispatcher:
 
     def _probe(self, asked: Probe, sender: Sender, now: float) -> ProbeReply:
         """Dial back, to where the question comes from and nowhere else."""
-        if asked.protocol != TCP:
+        if asked.protocol not in (TCP, UDP):
             raise Refusal(Status.UNSUPPORTED, f"protocol {asked.protocol} is not probed here")
+        if asked.protocol == UDP and len(asked.magic) != MAGIC_SIZE:
+            raise Refusal(Status.MALFORMED, "no magic to send")
         target = (sender.address[0], asked.port)
         try:
-            source = self.probes.send(sender.via, target, now)
+            if asked.protocol == UDP:
+                source = self.probes.say(sender.via, target, asked.magic)
+            else:
+                source = self.probes.send(sender.via, target, now)
         except OSError as error:
             raise Refusal(Status.NO_RESOURCES, f"no probe: {error.strerror}") from error
         return ProbeReply(Endpoint.of(source), Endpoint.of(target))
@@ -448,13 +461,18 @@ class Dispatcher:
         )
 
     def _question(
-        self, listener: Listener, message: Call | Meet, done: Callable[[Status], None], now: float
+        self,
+        listener: Listener,
+        message: Call | Meet,
+        done: Callable[[Status], None],
+        now: float,
+        before: bytes = b"",
     ) -> Callable[[], None]:
         """Ask a listener's agent; return how to stop that."""
         command = Command.CALL if isinstance(message, Call) else Command.MEET
         transaction = int.from_bytes(os.urandom(8), "big")
         data = auth.sealed(listener.sender.key, Kind.REQUEST, command, transaction, message)
-        return self._ask(Question(transaction, data, listener, CALL_PATIENCE), done, now)
+        return self._ask(Question(transaction, data, listener, CALL_PATIENCE, before), done, now)
 
     def _called(self, name: bytes, status: Status) -> None:
         """The listener's agent answered a CALL, or gave no answer (UNKNOWN)."""

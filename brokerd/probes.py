@@ -1,5 +1,7 @@
 """Dialling back: one first packet to a client's port, never a connection.
 
+To a port of UDP it is a datagram from a port that the client has never sent to.
+
 What a probe sends is an ordinary SYN. Its socket takes only packets that have passed no router
 since they were sent with the greatest TTL there is (GTSM, RFC 5082), which is said of no answer.
 So the handshake never ends: the listener's kernel keeps a half-open connection, which its agent
@@ -50,6 +52,16 @@ class Probes:
             raise
         self._open.append((now + PROBE_SECONDS, sock))
         return source
+
+    @staticmethod
+    def say(via: str, target: Address, data: bytes) -> Address:
+        """Send one datagram from a port that nobody knows; return where from. Raises OSError."""
+        family = socket.AF_INET6 if ":" in via else socket.AF_INET
+        with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock:
+            sock.bind((via, 0))
+            source: Address = sock.getsockname()[:2]
+            sock.sendto(data, target)
+            return source
 
     def expire(self, now: float) -> None:
         """Let go of those whose time is over."""

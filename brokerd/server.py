@@ -135,7 +135,7 @@ class Datagrams:
             now + FIRST_INTERVAL,
             question.patience - FIRST_INTERVAL,
         )
-        self._say(question.data, asked.sent)
+        self._say(question.before + question.data, asked.sent)
         return lambda: self._settle(question.transaction)
 
     def tick(self, now: float) -> None:
@@ -158,7 +158,7 @@ class Datagrams:
         to = asked.question.to
         if to.line is None or to.line is not asked.sent.line:
             asked.sent = to
-            self._say(asked.question.data, to)
+            self._say(asked.question.before + asked.question.data, to)
 
     def _say(self, data: bytes, to: Sender) -> None:
         if to.line is not None:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ from ..routes import Way
 from ..wire import auth
 from ..wire.codec import MAX_DATAGRAM
 from ..wire.datagrams import MAGIC_SIZE
-from ..wire.messages import UDP, Call, Card, Command, Flow, FlowReply, HelloReply, Meet
+from ..wire.messages import UDP, Call, Card, Command, Flow, FlowReply, HelloReply, Introduce, Meet
 from . import sockdiag
 from .broker import Broker
 from .brokers import Brokers
@@ -31,6 +32,8 @@ from .control import Control, Unreachable
 from .door import Bind, Bound, Endpoint, Hold
 from .gateway import Gateway
 from .heart import Heart
+from .knock import Knocks
+from .reachability import MISSES, OWN
 from .registrants import Registrant
 from .tasks import Tasks
 from .ways import SharedPage, Ways, places_of
@@ -39,6 +42,8 @@ log = logging.getLogger("gcbpatch.agent")
 
 REFUSED_SECONDS = 60.0
 """How long a broker without a UDP relay is not asked again."""
+COOKIES = 8
+"""The last ones by which a port has introduced itself: the broker answers by one of them."""
 FAILURES = (Unreachable, RefusedError, RemoteProtocolError)
 
 
@@ -59,7 +64,10 @@ class Channel(Control):
         self._magic = magic
         self.on_stranger: Callable[[bytes, Address], None] = _passed_over
         """Told of what begins with the magic and does not come from the relay."""
-        super().__init__(relay, client, key, _refuse)
+        self.on_card: Callable[[Card], Status] = _refuse
+        """Told of cards that come to the port itself, which has introduced itself."""
+        self._cookies: deque[bytes] = deque(maxlen=COOKIES)
+        super().__init__(relay, client, key, self._meet)
 
     def _open(self) -> socket.socket:
         self._sibling.setblocking(False)
@@ -76,6 +84,20 @@ class Channel(Control):
             self._socket.sendto(data, place)
         except OSError as error:
             self._log_once("cannot send from a port that is relayed by %s: %s", error)
+
+    def _meet(self, call: Call | Meet) -> Status:
+        if isinstance(call, Meet) and call.nonce in self._cookies:
+            return self.on_card(call.card)
+        return Status.UNKNOWN
+
+    async def introduce(self, target: Address, card: Card, patience: float) -> None:
+        """Give a card to the holder of ``target`` from the port itself; raises as ask() does."""
+
+        def say(cookie: bytes) -> Introduce:
+            self._cookies.append(cookie)
+            return Introduce(self._client, cookie, Endpoint.of(target), card)
+
+        await self.ask(Command.INTRODUCE, say, patience)
 
     def _readable(self) -> None:
         while True:
@@ -99,7 +121,7 @@ def _page_of(one: Port) -> tuple[int, ...]:
     return (os.dup(one.page.fd),) if one.page is not None else ()
 
 
-def _refuse(_: Call | Meet) -> Status:
+def _refuse(_: Card) -> Status:
     return Status.UNKNOWN
 
 
@@ -129,6 +151,9 @@ class Port:
     heart: Heart | None = None
     ways: Ways | None = None
     page: SharedPage | None = None
+    knocks: Knocks | None = None
+    misses: int = 0
+    """Knocks in a row that have not come, where the port was reached before."""
 
     @property
     def nudge_target(self) -> Address:
@@ -260,8 +285,14 @@ class Datagrams:
             return Bound(None, reason="not known"), ()
         key = self._config.key()
         one.channel = Channel(sibling, asked.magic, one.relay, self._client, key)
-        one.heart = Heart(self._config.lifetime, lambda: self._beat(one))
+        one.channel.on_stranger = lambda data, source: self._heard(one, data, source)
+        one.knocks = Knocks(one.bound, asked.magic)
         try:
+            if await self._is_reached(one):
+                self._settle(one)
+                self._open_ways(one, asked.magic)
+                return self._bound(one), _page_of(one)
+            one.heart = Heart(self._config.lifetime, lambda: self._beat(one))
             await self._flow(one)
         except FAILURES as error:
             self._end(one)
@@ -269,6 +300,48 @@ class Datagrams:
         one.heart.start()
         self._open_ways(one, asked.magic)
         return self._bound(one), _page_of(one)
+
+    # --- ports that are reached as they are
+
+    async def _is_reached(self, one: Port) -> bool:
+        """Whether a port needs no broker; raises what of FAILURES keeps the broker from telling."""
+        broker, knocks = one.broker, one.knocks
+        if one.family == V6:
+            return False  # as ways past the relay, for ports of IPv4 only
+        if broker is None or knocks is None or not knocks.is_asked(broker, self._config):
+            return False
+        return await knocks.find(broker, self._client, self._config.patience) is not None
+
+    def _settle(self, one: Port) -> None:
+        """Let a port be known by its own address; from now on it is only looked after."""
+        assert one.broker is not None
+        host = one.broker.control.local_host if is_wildcard(one.bound[0]) else one.bound[0]
+        one.proxy, one.claim, one.relay, one.how = (host, one.bound[1]), b"", None, OWN
+        log.info("UDP port %s is reached without us", format_address(one.bound))
+        self._tasks.run(one.broker.unregister(one))
+        one.heart = Heart(self._config.lifetime, lambda: self._knock_again(one))
+        one.heart.start()
+
+    async def _knock_again(self, one: Port) -> bool:
+        """Look whether a port is still reached: firewalls change."""
+        if self._by_id.get(one.listener) is not one:
+            return False
+        try:
+            one.misses = 0 if await self._is_reached(one) else one.misses + 1
+        except FAILURES as error:
+            log.info("dial-back to %s: %s", format_address(one.bound), error)
+        if one.misses < MISSES:
+            return True
+        log.warning("UDP port %s is not reached any more without us", format_address(one.bound))
+        assert self._brokers is not None
+        heart = one.heart
+        if not await self._register_with(one, await self._brokers.candidates()):
+            one.how = OWN
+            return True
+        one.heart = None
+        self._release(one)
+        self._brokers.on_news()
+        return heart is None
 
     def _open_ways(self, one: Port, magic: bytes) -> None:
         """Let peers and this port find ways past the relay."""
@@ -286,11 +359,23 @@ class Datagrams:
             magic,
             self._config.network,
             one.channel.say,
-            self._brokers.introduce,
+            lambda peer, card: self._introduce(one, peer, card),
             one.page.page,
         )
-        one.channel.on_stranger = lambda data, source: self._heard(one, data, source)
+        one.channel.on_card = one.ways.meet
         self._place(one)
+
+    async def _introduce(self, one: Port, peer: Address, card: Card) -> None:
+        """Give a port's card to a peer: by the broker of his proxy address, else by ours."""
+        assert self._brokers is not None
+        if one.broker is None or one.channel is None:
+            raise RefusedError(Status.UNKNOWN, "the port has no broker")
+        if one.how == OWN:
+            await one.channel.introduce(peer, card, self._config.patience)
+        elif peer[0] in self._brokers.hosts:
+            await self._brokers.introduce(peer, card)
+        else:
+            await one.broker.introduce(peer, card)
 
     def _place(self, one: Port) -> None:
         """The port's own address and the one under which the relay sees it."""
@@ -302,9 +387,11 @@ class Datagrams:
         one.ways.places = places_of([(host, one.bound[1]), *seen])
 
     def _heard(self, one: Port, data: bytes, source: Address) -> None:
-        if one.ways is None:
+        if not data and one.knocks is not None:
+            one.knocks.heard(source)
+        elif one.ways is None:
             return
-        if source == one.nudge_target:
+        elif source == one.nudge_target:
             one.ways.note(data)
         else:
             one.ways.receive(data, source)
@@ -399,7 +486,7 @@ class Datagrams:
         self._drop(one)
         if one.how == "dpf" and self._gateway is not None:
             self._tasks.run(self._gateway.unforward(one))
-        elif one.broker is not None:
+        elif one.broker is not None and one.how != OWN:
             self._tasks.run(one.broker.unregister(one))
         if not self._by_id:
             self.on_idle()

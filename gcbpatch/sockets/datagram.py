@@ -237,7 +237,7 @@ class Datagram(Raw):
         payload = _readable([data])[0] if header is not None else None
         if header is None or payload is None or not isinstance(flags, int):
             return super().send(data, flags)
-        return self._send(header, payload, (), flags)
+        return self._send(header, payload, (), flags, None)
 
     def sendto(self, *args: Any) -> int:
         """As sendto of a plain socket."""
@@ -252,7 +252,7 @@ class Datagram(Raw):
         payload = _readable([data])[0] if header else None
         if payload is None or not isinstance(flags, int):
             return super().sendto(data, *args[1:-1], address)
-        return self._send(header, payload, (), flags)
+        return self._send(header, payload, (), flags, address)
 
     def _send_small(self, header: bytes, data: bytes, address: Any) -> int:
         """Send to a peer that is known, as most programs do."""
@@ -263,6 +263,8 @@ class Datagram(Raw):
         if way is None:
             if flow.ways is not None:
                 self._miss_way(flow, header)
+            if flow.is_own:
+                return _sendto(self, data, address)
             return _sendto(self, header + data, flow.relay) - len(header)
         try:
             return _sendto(self, way[0] + data, way[1]) - DIRECT_SIZE
@@ -282,7 +284,7 @@ class Datagram(Raw):
         payload, buffers = _readable(buffers)
         if payload is None:
             return super().sendmsg(buffers, ancdata, flags, address)
-        return self._send(header, payload, ancdata, flags)
+        return self._send(header, payload, ancdata, flags, address)
 
     def _route(self, address: Any) -> tuple[Any, bytes]:
         """The address with its host in numbers, and the header that it needs, if any.
@@ -300,7 +302,9 @@ class Datagram(Raw):
             header = self._state.header_for(address)
         return address, header or b""
 
-    def _send(self, header: bytes, payload: list[memoryview], ancillary: Any, flags: int) -> int:
+    def _send(
+        self, header: bytes, payload: list[memoryview], ancillary: Any, flags: int, address: Any
+    ) -> int:
         flow: Flow = self._state
         if flow.peer_header is not None:
             self._tell_of_refusal(flow)
@@ -309,6 +313,8 @@ class Datagram(Raw):
             sent = self._send_past_the_relay(flow, header, payload, ancillary, flags)
             if sent >= 0:
                 return sent
+        if flow.is_own:
+            return _sendmsg(self, payload, ancillary, flags, address)
         if size + len(header) <= flow.form.most:
             return _sendmsg(self, [header, *payload], ancillary, flags, flow.relay) - len(header)
         if size > flow.form.most:
@@ -424,7 +430,7 @@ class Datagram(Raw):
     def _connect_by(self, address: Any, how: Callable[[Datagram, Any], int | None]) -> int | None:
         flow: Flow = self._state
         address, header = self._route(address)
-        by_relay = bool(header)
+        by_relay = bool(header) and not flow.is_own
         error = None
         if not by_relay or flow.kernel_connected:
             # Nothing but another connect() takes a kernel's connect back.

@@ -52,6 +52,10 @@ _buffer = ctypes.create_string_buffer(_MOST_INSTRUCTIONS * _INSTRUCTION.size)
 _base = _socket.socket
 
 
+NOWHERE: Address = ("0.0.0.0", 1)
+"""The relay of a port that has none, since it is reached by its own address."""
+
+
 @dataclass(frozen=True, slots=True)
 class Label:
     """What a registered socket carries along. ``peer`` is whom it is connected to by relay."""

@@ -124,6 +124,11 @@ class Flow:
         """Of the peer that the socket is connected to through the relay."""
         self.peer_refusal = datagrams.refused(label.peer) if label.peer else None
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the port is reached by its own address: then nothing goes by a relay."""
+        return self.relay == demux.NOWHERE
+
     def release(self) -> None:
         """Nothing is held: the sibling is the agent's."""
 
@@ -212,6 +217,8 @@ class Flow:
 
     def heard_plainly(self, peer: Any) -> None:
         """This peer speaks with us by itself, and is answered so."""
+        if self.is_own:
+            return  # headers are only what its ways are looked up by
         known = self._headers.get(peer)
         if known or (known is None and peer[0] in self._hosts):
             self._headers.put(peer, b"")

@@ -76,17 +76,24 @@ def _share_again(link: Link, sock: _socket.socket, flow: Flow) -> None:
     try:
         answer, fds = link.ask_for_descriptors(asked)
         _take_page(flow, fds)
-        if answer.public is None or answer.relay is None:
+        if answer.public is not None and not answer.held:
+            _move(sock, flow, answer)
+            answer = _hold(link, sock, flow)
+        if answer.public is None:
             log.info("UDP port %d is not registered again: %s", bound[1], answer.reason)
-            return
-        before = flow.label.public
-        flow.moved(sock, answer.public.address, answer.relay.address)
-        if flow.label.public != before:
-            LAYER.renamed(before, flow.label.public)
-        if not answer.held:
-            _hold(link, sock, flow)
+        else:
+            _move(sock, flow, answer)
     except (AgentGone, OSError) as error:
         log.info("UDP port %d is not registered again: %s", bound[1], error)
+
+
+def _move(sock: _socket.socket, flow: Flow, answer: door.Bound) -> None:
+    """Let a port have the address and the relay that the agent tells, or its own and none."""
+    assert answer.public is not None
+    before, now = flow.label.public, answer.public.address
+    flow.moved(sock, now, answer.relay.address if answer.relay is not None else demux.NOWHERE)
+    if now != before:
+        LAYER.renamed(before, None if flow.is_own else now)
 
 
 def _vacate() -> bool:
@@ -139,7 +146,10 @@ def _relay(link: Link, sock: Raw, label: Label, hosts: frozenset[str]) -> None:
     demux.attach(sock, label)
     _adopt(sock, label, hosts)
     try:
-        problem = _hold(link, sock, sock._state)
+        answer = _hold(link, sock, sock._state)
+        problem = "" if answer.public is not None else answer.reason or "no reason given"
+        if answer.public is not None:
+            _move(sock, sock._state, answer)
     except (AgentGone, OSError) as error:
         problem = str(error)
     if problem:
@@ -147,8 +157,8 @@ def _relay(link: Link, sock: Raw, label: Label, hosts: frozenset[str]) -> None:
         _give_up(sock)
 
 
-def _hold(link: Link, sock: _socket.socket, flow: Flow) -> str:
-    """Give the agent a sibling, get the page of ways; returns what is wrong, if anything.
+def _hold(link: Link, sock: _socket.socket, flow: Flow) -> door.Bound:
+    """Give the agent a sibling, get the page of ways; return the agent's answer.
 
     Raises AgentGone and OSError.
     """
@@ -160,7 +170,8 @@ def _hold(link: Link, sock: _socket.socket, flow: Flow) -> str:
     finally:
         sibling.close()
     _take_page(flow, fds)
-    return "" if answer.public is not None else answer.reason or "no reason given"
+    assert isinstance(answer, door.Bound)
+    return answer
 
 
 def _take_page(flow: Flow, fds: list[int]) -> None:
@@ -180,7 +191,7 @@ def _adopt(sock: Raw, label: Label, hosts: frozenset[str]) -> None:
     sock._state.again = functools.partial(_again, sock._state)
     sock.__class__ = Datagram
     LAYER.table.put(sock, sock._state)
-    if link is not None:
+    if link is not None and not sock._state.is_own:
         sock._note_host(link, label.public[0])
 
 

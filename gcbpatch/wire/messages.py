@@ -482,13 +482,15 @@ class Probe(Message, frozen=True):
     """Agent to broker: dial back to ``port`` of the host that this comes from.
 
     A first packet only, no connection: what the listener's own kernel makes of it tells
-    the agent whether the port is reached from outside.
+    the agent whether the port is reached from outside. For UDP it is a datagram that holds
+    ``magic`` and nothing else.
     """
 
     client: Id
     cookie: Short
     protocol: Protocol
     port: Annotated[int, Meta(ge=1, le=65535)]
+    magic: Nonce = b""
 
 
 class ProbeReply(Message, frozen=True):

@@ -13,13 +13,14 @@ from gcbpatch.errors import Status
 from gcbpatch.wire.codec import Kind, build, parse
 from gcbpatch.wire.messages import TCP, UDP, Command, Probe, ProbeReply
 
-from .broker_client import Broker, Client, Refused
+from .broker_client import HANG_S, Broker, Client, Refused
 from .broker_ground import greeted
 
 
-def probe(client: Client, port: int, protocol: int = TCP) -> ProbeReply:
+def probe(client: Client, port: int, protocol: int = TCP, magic: bytes = b"") -> ProbeReply:
     """Have the broker dial back."""
-    reply = client.ask(Command.PROBE, Probe(client.client, client.cookie, protocol, port))
+    asked = Probe(client.client, client.cookie, protocol, port, magic)
+    reply = client.ask(Command.PROBE, asked)
     assert isinstance(reply, ProbeReply)
     return reply
 
@@ -54,11 +55,35 @@ def test_where_nobody_listens_nothing_is_half_open(broker: Broker) -> None:
         assert not sockdiag.is_half_open(reply.target.address, reply.source.address)
 
 
-def test_only_tcp_is_probed(broker: Broker) -> None:
+def test_a_probe_of_udp_is_the_magic_from_a_port_that_nobody_knows(broker: Broker) -> None:
+    sources = set()
+    with greeted(broker) as client, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.settimeout(HANG_S)
+        for _ in range(3):
+            reply = probe(client, sock.getsockname()[1], UDP, b"8 octets")
+            assert reply.target.address == sock.getsockname()
+            assert sock.recvfrom(100) == (b"8 octets", reply.source.address)
+            assert reply.source.address != broker.address
+            sources.add(reply.source.port)
+    assert len(sources) > 1
+
+
+@pytest.mark.parametrize(
+    ("protocol", "magic", "status"),
+    [
+        (UDP, b"", Status.MALFORMED),
+        (UDP, b"more than 8", Status.MALFORMED),
+        (7, b"", Status.UNSUPPORTED),
+    ],
+)
+def test_nothing_else_is_sent_to_anybody(
+    broker: Broker, protocol: int, magic: bytes, status: Status
+) -> None:
     with greeted(broker) as client:
         with pytest.raises(Refused) as refused:
-            probe(client, 1, UDP)
-        assert refused.value.status is Status.UNSUPPORTED
+            probe(client, 1, protocol, magic)
+        assert refused.value.status is status
 
 
 def test_no_port_is_malformed(broker: Broker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -318,6 +319,8 @@ def test_datagrams_stay_with_the_broker_and_no_workers_death_ends_them(
             port.send(data[::-1], other.getsockname())
             assert other.recvfrom(100) == (data[::-1], reply.proxy.address)
             assert holders_of(broker, reply.proxy.port) == {broker.process.pid}
-            os.kill(workers_of(broker)[0], signal.SIGKILL)
+            oldest = workers_of(broker)[0]
+            os.kill(oldest, signal.SIGKILL)
+            wait_until(functools.partial(is_gone, oldest))
             # Young workers are not replaced at once.
             wait_until(lambda: len([w for w in workers_of(broker) if not is_gone(w)]) == WORKERS)

@@ -43,13 +43,13 @@ GRIDS = {
 """,
     ("GCB", "GCB", "UDP"): """
               public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
- public       direct   direct      punched    punched      punched   punched    punched  -
- firewalled   direct   direct      punched    relayed      punched   punched    punched  -
- filtering    direct   direct      punched    relayed      punched   punched    punched  -
- randomising  direct   relayed     relayed    relayed      relayed   relayed    relayed  -
- shifting     direct   direct      punched    relayed      punched   punched    punched  -
- resetting    direct   direct      punched    relayed      punched   punched    punched  -
- nested       direct   direct      punched    relayed      punched   punched    punched  -
+ public       kernel   direct      punched    punched      punched   punched    punched  -
+ firewalled   kernel   direct      punched    relayed      punched   punched    punched  -
+ filtering    kernel   direct      punched    relayed      punched   punched    punched  -
+ randomising  kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
+ shifting     kernel   direct      punched    relayed      punched   punched    punched  -
+ resetting    kernel   direct      punched    relayed      punched   punched    punched  -
+ nested       kernel   direct      punched    relayed      punched   punched    punched  -
  blocked      -        -           -          -            -         -          -        -
  neighbour    .        .           local      local        local     local      local    kernel
 """,
@@ -67,13 +67,13 @@ GRIDS = {
 """,
     ("ordinary", "GCB", "UDP"): """
               public   firewalled  filtering  randomising  shifting  resetting  nested   blocked
- public       relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
- firewalled   relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
- filtering    relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
- randomising  relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
- shifting     relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
- resetting    relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
- nested       relayed  relayed     relayed    relayed      relayed   relayed    relayed  -
+ public       kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
+ firewalled   kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
+ filtering    kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
+ randomising  kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
+ shifting     kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
+ resetting    kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
+ nested       kernel   relayed     relayed    relayed      relayed   relayed    relayed  -
  blocked      -        -           -          -            -         -          -        -
  neighbour    .        .           relayed    relayed      relayed   relayed    relayed  kernel
 """,

@@ -129,7 +129,7 @@ def test_two_programs_of_ours_know_each_other_by_their_proxy_addresses(
 ) -> None:
     _, proxy = listening(world, world.a)
     connector: Host = getattr(world, name)
-    world.use_broker(connector, world.public.address)
+    world.use_broker(connector, world.public.address, GCB_REGISTER="always")
     script = CONNECTOR.format(host=proxy[0], port=proxy[1], sizes=SIZES)
     good = world.script(connector, script).wait_line(r"good (\S+):")
     assert good.group(1) == world.public.address

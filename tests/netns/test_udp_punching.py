@@ -196,8 +196,9 @@ def test_an_agent_that_is_killed_leaves_no_datagrams_in_a_dead_way(
 @pytest.mark.parametrize(
     ("one", "other", "paths"),
     [
-        pytest.param("other", "b", ("PUNCHED", "DIRECT"), id="public listener"),
-        pytest.param("a", "other", ("DIRECT", "PUNCHED"), id="public connector"),
+        pytest.param("walled", "b", ("PUNCHED", "DIRECT"), id="public listener, firewalled"),
+        pytest.param("a", "walled", ("DIRECT", "PUNCHED"), id="public connector, firewalled"),
+        pytest.param("a", "other", ("DIRECT", "PUNCHED"), id="public connector, not brokered"),
         pytest.param("a", "a2", ("LOCAL", "LOCAL"), id="one network"),
     ],
 )
@@ -205,8 +206,11 @@ def test_paths_without_a_nat_between(
     lab: Lab, tmp_path: Path, one: str, other: str, paths: tuple[str, str]
 ) -> None:
     world = punching_world(lab, tmp_path, DROP, DROP)
-    world.use_broker(world.a2, world.public.address)
-    pair = Pair(world, getattr(world, one), getattr(world, other))
+    hosts = {name: getattr(world, name) for name in ("a", "a2", "b", "other")}
+    hosts["walled"] = lab.host("walled", firewall="drop")
+    for name in ("a2", "walled"):
+        world.use_broker(hosts[name], world.public.address)
+    pair = Pair(world, hosts[one], hosts[other])
     until = time.monotonic() + HANG_S
     while pair.paths != paths:
         assert time.monotonic() < until, pair.paths
@@ -232,7 +236,7 @@ def test_the_end_of_a_listener_ends_its_ways(lab: Lab, tmp_path: Path) -> None:
 def test_a_stranger_at_the_port_is_not_taken_for_the_peer(lab: Lab, tmp_path: Path) -> None:
     """He comes through, knows all that can be seen from outside, and even the magic."""
     world = punching_world(lab, tmp_path, DROP, DROP)
-    world.other.open("1-65535")
+    world.use_broker(world.other, world.public.address, GCB_REGISTER="always")
     pair = Pair(world, world.other, world.b)
     magic = bytes.fromhex(pair.listener.wait_line(r"^magic (\S+)$").group(1))
     port = int(re.findall(r"UDP port \S+:(\d+): ", world.log_of(world.other).read_text())[-1])

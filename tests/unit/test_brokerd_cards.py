@@ -34,8 +34,14 @@ class Ground:
         return self.registry.register(asked, sender, 0.0, 0, lambda port: True)
 
     def _ask(
-        self, listener: Listener, message: Meet, done: Callable[[Status], None], now: float
+        self,
+        listener: Listener,
+        message: Meet,
+        done: Callable[[Status], None],
+        now: float,
+        before: bytes,
     ) -> Callable[[], None]:
+        self.before = before
         self.asked.append((listener, message))
         self.done.append(done)
         return self._stop

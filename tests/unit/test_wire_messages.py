@@ -79,7 +79,7 @@ def sized() -> list[tuple[Command, Kind, str, int, int]]:
     found += [(Command.CONNECT, Q, "nonce", 0, 16)]
     found += [(Command.REGISTER, Q, "nonce", 8, 8), (Command.CALL, Q, "nonce", 8, 8)]
     found += [(Command.OPEN, Q, "nonce", 16, 16), (Command.OPEN, R, "nonce", 16, 16)]
-    found += [(Command.MEET, Q, "nonce", 8, 8)]
+    found += [(Command.MEET, Q, "nonce", 8, 8), (Command.PROBE, Q, "magic", 0, 16)]
     found += [(Command.JOIN, Q, "nonce", 0, 16), (Command.JOIN, R, "nonce", 0, 16)]
     found += [(Command.PARK, Q, "nonce", 0, 16)]
     return [*found, (Command.FORWARD, Q, "nonce", 16, 16)]
