@@ -44,6 +44,7 @@ _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.EACCES, err
 """What says that a place cannot be sent to from here, but the relay perhaps can."""
 NO_WAYS = b"-"
 """Tells the agent that this socket hears nobody but the relay."""
+_ERROR_OPTION = (socket.SOL_SOCKET, socket.SO_ERROR)
 _ROOM = 65536
 _KINDS = frozenset(bytes([kind]) for form in FORMS.values() for kind in (*form.framed, DIRECT_4))
 """What a datagram may begin with that somebody has put a header on."""
@@ -374,21 +375,34 @@ class Datagram(Raw):
 
     def _tell_of_refusal(self, flow: Flow) -> None:
         """Raise if the peer that the socket is connected to has refused what was sent before."""
+        if self._takes_refusal(flow):
+            raise _refused()
+
+    def _takes_refusal(self, flow: Flow) -> bool:
+        """Whether the next thing here is the peer's refusal, which is told once."""
         try:
             head, source = _base.recvfrom(self, flow.form.header, _PEEK)
         except OSError:
-            return  # there is nothing, or it is for the call to tell
-        if source == flow.relay and flow.is_refusal(head):
-            _base.recvfrom(self, 0)
-            raise _refused()
+            return False  # there is nothing, or it is for the call to tell
+        if source != flow.relay or not flow.is_refusal(head):
+            return False
+        _base.recvfrom(self, 0)
+        return True
 
-    # --- the option that is ours by IPv6 (demux.sibling_of)
+    # --- options: one is ours by IPv6 (demux.sibling_of), one is how errors are told
 
     def getsockopt(self, *args: Any) -> Any:
-        """As getsockopt of a plain socket: SO_REUSEPORT is what the program has made of it."""
+        """As getsockopt of a plain socket: SO_REUSEPORT is what the program has made of it.
+
+        SO_ERROR tells of the peer's refusal, too, if nothing came before that.
+        """
         if self._is_reuseport(args) and len(args) == 2:
             return self._state.reuseport
-        return super().getsockopt(*args)
+        found = super().getsockopt(*args)
+        flow: Flow = self._state
+        if found == 0 and flow.peer_header is not None and args == _ERROR_OPTION:
+            return errno.ECONNREFUSED if self._takes_refusal(flow) else 0
+        return found
 
     def setsockopt(self, *args: Any) -> None:
         """As setsockopt of a plain socket; that the port is shared is ours to end."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .test_udp_readiness import POLLERS
 from .udp_ground import Relay, odd_relay, relay
 
 __all__ = ["odd_relay", "relay"]
@@ -174,6 +175,33 @@ def test_a_peer_behind_the_relay_refuses_as_the_kernel_tells_it(relay: Relay) ->
             assert raises(ConnectionRefusedError, call).errno == errno.ECONNREFUSED
             assert not select.select([ours], [], [], 0)[0], "it is told once"
         """
+    )
+
+
+def test_a_refusal_through_the_relay_awakens_every_poller_and_is_so_error(relay: Relay) -> None:
+    relay.good(
+        POLLERS
+        + """
+SO_ERROR = socket.SOL_SOCKET, socket.SO_ERROR
+ours, peer = bound(), plain()
+where = peer.getsockname()
+peer.sendto(b"here", ours.getsockname())
+assert ours.recv(10) == b"here"
+ours.connect(where)
+ours.send(b"hello")
+assert peer.recv(10) == b"hello"
+peer.sendto(b"first", ours.getsockname())
+assert select.select([ours], [], [], 20)[0]
+assert ours.getsockopt(*SO_ERROR) == 0
+assert ours.recv(10) == b"first", "a look at the error took a datagram"
+peer.close()
+for poll in POLLERS:
+    ours.send(b"is there anybody?")
+    assert poll(ours, 20), poll
+    assert ours.getsockopt(*SO_ERROR) == errno.ECONNREFUSED
+    assert ours.getsockopt(*SO_ERROR) == 0, "it is told once"
+    assert not poll(ours, 0), poll
+"""
     )
 
 
