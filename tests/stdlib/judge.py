@@ -7,7 +7,8 @@ that has no verdict.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 END = ".(end)"
@@ -23,13 +24,15 @@ class Excuse:
     """Ids that may be worse in a mode, and why. ``test`` is a pattern for the whole id.
 
     With ``sometimes`` the excuse may also find nothing to excuse: what it is for depends on
-    the machine, as the reason has to say.
+    the machine, as the reason has to say. ``since`` is the Python, as [3, 13], that has the id
+    first: where there are micro versions with and without it, the later minor one.
     """
 
     test: str
     mode: str
     reason: str
     sometimes: bool = False
+    since: Sequence[int] = ()
 
     def covers(self, test: str, mode: str) -> bool:
         """Whether this excuse is for an id in a mode."""
@@ -48,14 +51,16 @@ class Complaint:
         return f"{self.test} [{self.mode}]: {self.text}"
 
 
-def read_excuses(tables: Mapping[str, object]) -> list[Excuse]:
-    """Return the excuses of a TOML file; raises ValueError for one without a reason."""
+def read_excuses(
+    tables: Mapping[str, object], python: tuple[int, ...] = sys.version_info[:2]
+) -> list[Excuse]:
+    """Return a TOML file's excuses for ``python``; raises ValueError for one without a reason."""
     found = [Excuse(**table) for table in _list_of(tables, "excuse")]
     for excuse in found:
         re.compile(excuse.test)
         if len(excuse.reason.split()) < 3:
             raise ValueError(f"{excuse.test}: an excuse needs a reason")
-    return found
+    return [excuse for excuse in found if tuple(excuse.since) <= python]
 
 
 def _list_of(tables: Mapping[str, object], name: str) -> list[dict[str, object]]:

@@ -85,6 +85,14 @@ def test_an_excuse_without_a_reason_is_refused() -> None:
         read_excuses(tables)
 
 
+def test_an_excuse_for_an_id_of_a_later_python_is_passed_over() -> None:
+    tables = {"excuse": [{"test": "a", "mode": "brokered", "reason": "it is not so there",
+                          "since": [3, 13]}]}  # fmt: skip
+    assert read_excuses(tables, (3, 12)) == []
+    assert [excuse.test for excuse in read_excuses(tables, (3, 13))] == ["a"]
+    assert len(read_excuses(tables, (4, 0))) == 1
+
+
 def test_our_excuses_can_be_read_and_name_a_patched_mode() -> None:
     excuses = read_excuses(tomllib.loads(EXCUSES.read_text()))
     assert {excuse.mode for excuse in excuses} <= {"gcbpatch", "brokered"}
