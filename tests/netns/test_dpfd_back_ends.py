@@ -93,12 +93,12 @@ def test_the_kernel_ends_the_mappings_of_a_dpfd_that_does_not_come_back(
     gateway: Gateway, mirror: Path, pub: Host
 ) -> None:
     """Not before, though: leases in the kernel are begun anew as long as it is there."""
-    daemon = start(gateway, mirror, "--lifetime", "1")
+    daemon = start(gateway, mirror, "--lifetime", "2")
     client = Client(gateway.host("a"), gateway)
     public = client.forward()
     first = expiry(gateway, public)
     while expiry(gateway, public) <= first:  # it has been begun anew
-        client.talk.renew(client.id)
+        assert client.talk.renew(client.id).lost == []
     daemon.kill()
     assert NFTABLES.rules(gateway) == {public: client.inside}
     while NFTABLES.rules(gateway):  # three lifetimes, and no more
