@@ -81,6 +81,8 @@ class Reporter(unittest.TestResult):
         (self.addFailure if failed else self.addError)(test, err)
 
     def addSkip(self, test: Any, reason: str) -> None:
+        if not self._verdict and isinstance(test, unittest.TestCase):
+            self.startTest(test)  # Python 3.12.1 ends what it skips, and has not started it
         self._note("skip", test, reason)
 
     def addUnexpectedSuccess(self, test: Any) -> None:
