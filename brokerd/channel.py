@@ -10,7 +10,9 @@ from __future__ import annotations
 import array
 import errno
 import os
+import select
 import socket
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -35,13 +37,7 @@ class Message(msgspec.Struct, array_like=True, tag=True):
 
 
 class Open(Message):
-    """To a worker: accept from the listening sockets that come along.
-
-    Without any: open them yourself, for the port is about to be given up by you.
-    """
-
-    host: str
-    port: int
+    """To a worker: accept from the listening socket that comes along."""
 
 
 class Shut(Message):
@@ -74,7 +70,7 @@ class Closed(Message):
 
 
 class Lost(Message):
-    """From a worker: that proxy socket could not be had."""
+    """From a worker: that proxy socket could not be taken."""
 
 
 class Ended(Message):
@@ -101,6 +97,8 @@ class Channel:
         self._received = received
         self._ended = ended
         self._queue: deque[tuple[bytes, list[int]]] = deque()
+        self._kept: deque[tuple[Any, list[int]]] = deque()
+        self._loop = loop
         self._readable = loop.io(sock.fileno(), 1)
         self._writable = loop.io(sock.fileno(), 2)
         self._pause = loop.timer(CROWDED)
@@ -118,8 +116,9 @@ class Channel:
             watcher.stop()
             watcher.close()
         self._sock.close()
-        while self._queue:
-            close_all(self._queue.popleft()[1])
+        for waiting in (self._queue, self._kept):
+            while waiting:
+                close_all(waiting.popleft()[1])
 
     def _write(self) -> None:
         self._writable.stop()
@@ -138,28 +137,61 @@ class Channel:
             self._queue.popleft()
             close_all(fds)
 
-    def _read(self) -> None:
-        for _ in range(MESSAGES):
+    def await_one(self, kind: type[Message], number: int, seconds: float) -> Message | None:
+        """Wait for one message while nothing else goes on; None if it is not there in time.
+
+        What comes before it is received afterwards, in its order.
+        """
+        self._write()
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        deadline = time.monotonic() + seconds
+        while poll.poll(max(deadline - time.monotonic(), 0.0) * 1000):
             try:
-                data, ancillary, flags, _ = self._sock.recvmsg(
-                    MOST_BYTES, _SPACE, socket.MSG_CMSG_CLOEXEC
-                )
+                message, fds = self._take()
+            except (BlockingIOError, EOFError):
+                return None
+            if type(message) is kind and message.number == number:
+                return message
+            self._kept.append((message, fds))
+            self._loop.run_callback(self._give_kept)
+        return None
+
+    def _read(self) -> None:
+        self._give_kept()
+        for _ in range(MESSAGES):
+            if self._sock.fileno() < 0:
+                return  # closed by whoever received
+            try:
+                message, fds = self._take()
             except BlockingIOError:
                 return
-            except ConnectionResetError:
-                data, ancillary, flags = b"", [], 0
-            if not data:
+            except EOFError:
                 self._readable.stop()
                 self._ended()
                 return
-            fds = _fds_of(ancillary)
-            if flags & socket.MSG_CTRUNC:
-                # This process has no number left for all that came along.
-                close_all(fds)
-                fds = []
-            self._received(_DECODE(data), fds)
-            if self._sock.fileno() < 0:
-                return  # closed by whoever received
+            self._received(message, fds)
+
+    def _give_kept(self) -> None:
+        while self._kept:
+            self._received(*self._kept.popleft())
+
+    def _take(self) -> tuple[Any, list[int]]:
+        """Return the next message. Raises BlockingIOError, and EOFError at the end."""
+        try:
+            data, ancillary, flags, _ = self._sock.recvmsg(
+                MOST_BYTES, _SPACE, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            data, ancillary, flags = b"", [], 0
+        if not data:
+            raise EOFError
+        fds = _fds_of(ancillary)
+        if flags & socket.MSG_CTRUNC:
+            # This process has no number left for all that came along.
+            close_all(fds)
+            fds = []
+        return _DECODE(data), fds
 
 
 def close_all(fds: list[int]) -> None:

@@ -54,6 +54,8 @@ YOUNG = 1.0
 REOPENINGS = 20
 """Looks (a quarter of a second apart) for a port that was somebody else's meanwhile."""
 END_PATIENCE = 2.0
+CLOSE_PATIENCE = 0.5
+"""For so long everything else waits for a worker that has a port to close which is wanted again."""
 
 _BOOT = "from brokerd.worker import main; main()"
 
@@ -222,24 +224,33 @@ class Crew:
 
     def _house(self, proxy: Proxy) -> bool:
         """Have a worker hold a proxy socket; False if the port is in use. Raises OSError."""
-        host, port = self._hosts[proxy.address[0]], proxy.address[1]
-        leaving = self._closing.get(proxy.address)
-        member = leaving[1] if leaving else self._roomiest(1, lambda m: len(m.proxies))
+        if not self._is_vacant(proxy.address):
+            return False
+        member = self._roomiest(1, lambda m: len(m.proxies))
         if member is None:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        fds = []
-        if leaving is None:
-            try:
-                fds = [listening_socket(host, port).detach()]
-            except OSError as error:
-                if is_taken(error):
-                    return False
-                raise
+        host, port = self._hosts[proxy.address[0]], proxy.address[1]
+        try:
+            sock = listening_socket(host, port)
+        except OSError as error:
+            if is_taken(error):
+                return False
+            raise
         proxy.member = member
         proxy.attempts = 0
         member.proxies.add(proxy.number)
-        member.channel.send(Open(proxy.number, host, port), fds)
+        member.channel.send(Open(proxy.number), [sock.detach()])
         return True
+
+    def _is_vacant(self, address: Address) -> bool:
+        """Wait, not for long, until a worker has closed what has been at an address before."""
+        if address not in self._closing:
+            return True
+        number, member = self._closing[address]
+        closed = member.channel.await_one(Closed, number, CLOSE_PATIENCE)
+        if closed is not None:
+            self._received(member, closed, [])
+        return closed is not None
 
     def shut(self, address: Address) -> None:
         """As Proxies.shut."""

@@ -17,7 +17,7 @@ import gevent
 from gevent.event import Event
 
 from .channel import Accepted, Channel, Closed, Ended, Join, Level, Lost, Open, Ready, Shut
-from .proxies import Acceptor, listening_socket
+from .proxies import Acceptor
 from .pump import Pump
 
 log = logging.getLogger("brokerd")
@@ -40,7 +40,7 @@ class Worker:
         if isinstance(message, Join):
             self._join(message.number, [_connection(fd) for fd in fds])
         elif isinstance(message, Open):
-            self._open(message, [_connection(fd) for fd in fds])
+            self._open(message.number, [_connection(fd) for fd in fds])
         elif isinstance(message, Shut):
             self._shut(message.number)
         elif isinstance(message, Level):
@@ -56,12 +56,9 @@ class Worker:
         self._pump.pipes.close()
         self._channel.send(Ended(number))
 
-    def _open(self, message: Open, socks: list[socket.socket]) -> None:
-        number = message.number
-        try:
-            socks = socks or [listening_socket(message.host, message.port)]
-        except OSError as error:
-            log.error("proxy port %d cannot be had: %s", message.port, error.strerror)
+    def _open(self, number: int, socks: list[socket.socket]) -> None:
+        if not socks:
+            log.error("no descriptor for a proxy socket")
             self._channel.send(Lost(number))
             return
         self._acceptors[number] = [
