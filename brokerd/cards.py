@@ -70,7 +70,7 @@ class Cards:
         can answer it for a while, at the port itself.
         """
         peer = asked.card.peer.address
-        visitor = Listener(asked.client, asked.client, UDP, peer, sender, asked.cookie)
+        visitor = Listener(asked.client, asked.client, UDP, peer, sender, nonce=asked.cookie)
         self._visitors.pop(peer, None)
         self._visitors[peer] = visitor, asked.card.magic, now + VISITOR_SECONDS
         if len(self._visitors) > MOST_VISITORS:
