@@ -81,8 +81,8 @@ def answers(world: World, proxy: Address, tries: int = 60) -> None:
 
 @pytest.mark.parametrize(
     ("computes", "forks"),
-    [(True, False), (False, False), (False, True)],
-    ids=["computing", "waiting", "forked"],
+    [(True, False), (False, True)],
+    ids=["computing", "forked"],
 )
 def test_a_port_of_a_dead_broker_moves_and_knows_its_name(
     brokers: Brokers, world: World, computes: bool, forks: bool
