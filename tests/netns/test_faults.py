@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from gcbpatch.addresses import parse_host_port
+from tests.netns.gateway_ground import BACK_ENDS, BackEnd
 from tests.netns.lab import Host, Lab, Program, ProgramError
 from tests.netns.pairs import ADDRESS, Dialogue, World, exchanged
 
@@ -101,18 +103,17 @@ def test_who_grants_less_than_was_asked_hears_more_often(world: World, system: s
     assert outside("say 0 kept") == "heard kept"
 
 
-def rules(world: World) -> str:
-    """All legacy NAT rules of gateway A, as the kernel has them."""
-    saved = world.gateway_a.run(["iptables-legacy-save", "-t", "nat"], privileged=True).stdout
-    return "\n".join(line for line in saved.splitlines() if line.startswith("-A"))
+back_ends = pytest.mark.parametrize("back_end", BACK_ENDS, ids=lambda one: one.name)
 
 
-def test_dpfd_killed_and_restarted_keeps_its_mappings(world: World) -> None:
-    daemon = world.gateway_daemon(world.gateway_a, lifetime=3)
+@back_ends
+def test_dpfd_killed_and_restarted_keeps_its_mappings(world: World, back_end: BackEnd) -> None:
+    flags = {"lifetime": 3, "backend": back_end.name}
+    daemon = world.gateway_daemon(world.gateway_a, **flags)
     world.use_gateway(world.a, **LIFETIME)
     _, address = echo(world, world.a)
-    before = rules(world)
-    assert f"--dport {address.rpartition(':')[2]} " in before
+    before = back_end.rules(world.gateway_a)
+    assert parse_host_port(address, 0) in before
     outside = Dialogue(world, world.other)
     assert outside(f"connect {address}") == "connected 0"
 
@@ -120,21 +121,23 @@ def test_dpfd_killed_and_restarted_keeps_its_mappings(world: World) -> None:
     assert outside("say 0 meanwhile") == "heard meanwhile"
     assert outside(f"connect {address}") == "connected 1", "the kernel forwards without dpfd"
 
-    world.gateway_daemon(world.gateway_a, lifetime=3)
-    assert rules(world) == before
+    world.gateway_daemon(world.gateway_a, **flags)
+    assert back_end.rules(world.gateway_a) == before
     assert outside(f"connect {address}") == "connected 2"
     assert outside("say 0 on") == outside("say 2 on") == "heard on"
 
 
-def test_dpfd_removes_the_rule_of_a_killed_client_within_its_lifetime(world: World) -> None:
-    daemon = world.gateway_daemon(world.gateway_a, lifetime=3)
+@back_ends
+def test_dpfd_removes_the_rule_of_a_killed_client_within_its_lifetime(
+    world: World, back_end: BackEnd
+) -> None:
+    daemon = world.gateway_daemon(world.gateway_a, lifetime=3, backend=back_end.name)
     world.use_gateway(world.a, **LIFETIME)
     program, address = echo(world, world.a)
-    port = address.rpartition(":")[2]
-    assert port in rules(world)
+    assert parse_host_port(address, 0) in back_end.rules(world.gateway_a)
     program.kill()
     daemon.wait_line(f"{address}.* removed", stream="stderr")
-    assert port not in rules(world), daemon.stderr
+    assert parse_host_port(address, 0) not in back_end.rules(world.gateway_a), daemon.stderr
 
 
 def test_a_closed_listener_is_unregistered_at_once(world: World) -> None:
