@@ -1,7 +1,7 @@
 """What can be said: one struct for the request and one for the reply of every command.
 
-Bounds stand here, beside the fields, and are checked while decoding. This room must never
-do anything: no I/O, no state, no clock.
+Here is which struct goes with which command; the structs stand in fields, gcb and dpf, and all
+are to be had from here. This room must never do anything: no I/O, no state, no clock.
 
 Bodies are msgpack arrays in the order of the fields; fields that a later version appends
 are ignored by an earlier one.
@@ -10,35 +10,87 @@ are ignored by an earlier one.
 from __future__ import annotations
 
 import enum
-import functools
-import ipaddress
-from typing import Annotated
 
-import msgspec
-from msgspec import Meta
+from .dpf import (
+    Forward,
+    ForwardReply,
+    Prove,
+    ProveReply,
+    Query,
+    QueryReply,
+    Renew,
+    RenewReply,
+    Session,
+    SessionReply,
+    Unforward,
+)
+from .fields import (
+    TCP,
+    UDP,
+    Claim,
+    Endpoint,
+    Endpoints,
+    Family,
+    Free,
+    Id,
+    Lifetime,
+    Message,
+    Milliseconds,
+    Network,
+    Nonce,
+    Nothing,
+    Path,
+    PathKind,
+    Paths,
+    Port,
+    Proof,
+    Protocol,
+    Secret,
+    Short,
+    Wished,
+)
+from .gcb import (
+    Ask,
+    Call,
+    Card,
+    Confirm,
+    Connect,
+    ConnectReply,
+    Flow,
+    FlowReply,
+    Go,
+    Hello,
+    HelloReply,
+    Introduce,
+    Join,
+    JoinReply,
+    Meet,
+    Open,
+    OpenReply,
+    Park,
+    ParkReply,
+    Probe,
+    ProbeReply,
+    Punch,
+    Refresh,
+    RefreshReply,
+    Register,
+    RegisterReply,
+    Unregister,
+    Way,
+    WayReply,
+)
 
-from ..addresses import V4, Address
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Protocol = Annotated[int, Meta(ge=6, le=17)]
-Id = Annotated[bytes, Meta(min_length=16, max_length=16)]
-"""A random 128-bit name: of a client (an agent) or of one of its listeners."""
-Short = Annotated[bytes, Meta(min_length=8, max_length=8)]
-"""64 bits: an epoch, a cookie, a nonce, or the name of a rendezvous."""
-Proof = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Secret = Annotated[bytes, Meta(min_length=16, max_length=16)]
-Nonce = Annotated[bytes, Meta(max_length=16)]
-Milliseconds = Annotated[int, Meta(ge=0, le=60000)]
-Claim = Annotated[bytes, Meta(max_length=16)]
-Lifetime = Annotated[int, Meta(ge=0, le=86400)]
-Wished = Annotated[int, Meta(ge=0, le=2**32 - 1)]
-"""A lifetime that is asked for (PCP's 32 bits); what is granted is a Lifetime."""
-Free = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Network = Annotated[str, Meta(max_length=64)]
-
-Family = Annotated[int, Meta(ge=0, le=6)]
-
-TCP, UDP = 6, 17
+__all__ = [
+    "REPLIES", "REQUESTS", "TCP", "UDP", "Ask", "Call", "Card", "Claim", "Command", "Confirm",
+    "Connect", "ConnectReply", "Endpoint", "Endpoints", "Family", "Flow", "FlowReply",
+    "Forward", "ForwardReply", "Free", "Go", "Hello", "HelloReply", "Id", "Introduce", "Join",
+    "JoinReply", "Lifetime", "Meet", "Message", "Milliseconds", "Network", "Nonce", "Nothing",
+    "Open", "OpenReply", "Park", "ParkReply", "Path", "PathKind", "Paths", "Port", "Probe",
+    "ProbeReply", "Proof", "Protocol", "Prove", "ProveReply", "Punch", "Query", "QueryReply",
+    "Refresh", "RefreshReply", "Register", "RegisterReply", "Renew", "RenewReply", "Secret",
+    "Session", "SessionReply", "Short", "Unforward", "Unregister", "Way", "WayReply", "Wished",
+]
 
 
 class Command(enum.IntEnum):
@@ -68,502 +120,6 @@ class Command(enum.IntEnum):
     INTRODUCE = 54
     MEET = 55
     WAY = 56
-
-
-class PathKind(enum.IntEnum):
-    """How two sides are joined (ICE's candidate pair types, RFC 8445)."""
-
-    LOCAL = 1
-    DIRECT = 2
-    REVERSE = 3
-    PUNCHED = 4
-    RELAYED = 5
-
-
-class Message(msgspec.Struct, array_like=True, frozen=True):
-    """Base of all bodies."""
-
-
-@functools.lru_cache(maxsize=1024)
-def _check_host(host: str) -> None:
-    ipaddress.ip_address(host)
-    if "%" in host:
-        raise ValueError("a zone means nothing on another host")
-
-
-class Endpoint(Message, frozen=True):
-    """An IP literal and a port."""
-
-    host: Annotated[str, Meta(min_length=2, max_length=45)]
-    port: Port
-
-    def __post_init__(self) -> None:
-        _check_host(self.host)
-
-    @property
-    def address(self) -> Address:
-        """The pair that the socket module takes."""
-        return self.host, self.port
-
-    @classmethod
-    def of(cls, address: tuple[str, int]) -> Endpoint:
-        """Make an endpoint of a socket module's address."""
-        return cls(address[0], address[1])
-
-
-Endpoints = Annotated[list[Endpoint], Meta(max_length=8)]
-
-
-class Path(Message, frozen=True):
-    """One way to join the two sides; ``addresses`` are where its dialler dials."""
-
-    kind: PathKind
-    addresses: Endpoints
-
-
-Paths = Annotated[list[Path], Meta(max_length=8)]
-
-
-class Nothing(Message, frozen=True):
-    """The body of a request or reply that says nothing beyond its header."""
-
-
-class Hello(Message, frozen=True):
-    """Ask a broker who it is and which address it sees; proves the sender's address.
-
-    ``padding`` makes the question at least as large as its answer, since the sender's
-    address is not proved yet (RFC 9000, section 8).
-    """
-
-    client: Id
-    padding: Annotated[bytes, Meta(max_length=256)] = bytes(128)
-
-
-class HelloReply(Message, frozen=True):
-    """``cookie`` must stand in every later request from the same address.
-
-    JOIN goes to ``relay_port`` at the host where HELLO went; ``public`` is the host of the
-    broker's proxy addresses (a broker on a gateway is known inside by another one).
-    ``free`` is how many more listeners it would take. HELLO is answered at the UDP port
-    ``second``, too, if that is not 0. ``other`` is the broker's host of the other family, if
-    it has proxy addresses of both.
-    """
-
-    epoch: Short
-    cookie: Short
-    observed: Endpoint
-    relay_port: Port
-    public: Annotated[str, Meta(max_length=45)] = ""
-    free: Free = 1
-    second: Port = 0
-    other: Annotated[str, Meta(max_length=45)] = ""
-
-
-class Register(Message, frozen=True):
-    """Ask for a proxy socket (TURN's Allocate).
-
-    ``wished`` is the port asked for, 0 for any. ``proxy`` and ``claim`` ask for a proxy
-    address that this client held before. ``local`` are addresses at which the agent takes
-    OPEN; ``nonce`` comes back in every CALL, which proves that the caller is the broker.
-    ``lifetime`` in seconds. ``family`` is that of the addresses which the listener can have
-    and show; with ANY it is left to the broker.
-    """
-
-    client: Id
-    cookie: Short
-    listener: Id
-    protocol: Protocol
-    wished: Port
-    nonce: Short
-    local: Endpoints
-    network: Network
-    lifetime: Lifetime
-    proxy: Endpoint | None = None
-    claim: Claim = b""
-    family: Family = V4
-
-
-class RegisterReply(Message, frozen=True):
-    """The proxy address, the claim to it, and how many seconds it lives without REFRESH.
-
-    ``relay`` is the broker's port that relays datagrams, for UDP; 0 if there is none.
-    """
-
-    proxy: Endpoint
-    claim: Claim
-    lifetime: Lifetime
-    relay: Port = 0
-
-
-class Refresh(Message, frozen=True):
-    """Heartbeat: keep these listeners (TURN's Refresh). At most 32 in one datagram."""
-
-    client: Id
-    cookie: Short
-    listeners: Annotated[list[Id], Meta(max_length=32)]
-
-
-class RefreshReply(Message, frozen=True):
-    """``lost`` are listeners that the broker knows nothing of (they must REGISTER again).
-
-    With ``leave`` the broker is about to end: listeners had better go to another.
-    """
-
-    epoch: Short
-    cookie: Short
-    observed: Endpoint
-    lifetime: Lifetime
-    lost: Annotated[list[Id], Meta(max_length=32)]
-    leave: bool = False
-
-
-class Unregister(Message, frozen=True):
-    """Close the proxy socket of a listener."""
-
-    client: Id
-    cookie: Short
-    listener: Id
-
-
-class Connect(Message, frozen=True):
-    """Ask the broker to arrange a connection to the proxy address ``target``.
-
-    ``port`` is the port by which the connector wants to be known to the listener, since it
-    is not known yet which connection will be taken; 0 leaves it to the broker.
-
-    ``nonce`` is the connector's for this connection; it asks the listener to prove itself over
-    it, and to punch with it towards the port ``half``, which the connector's half leaves from.
-    ``round_trip`` is the milliseconds to the broker and back, 0 if that is not known.
-    """
-
-    client: Id
-    cookie: Short
-    target: Endpoint
-    protocol: Protocol
-    local: Endpoints
-    network: Network
-    port: Port = 0
-    nonce: Nonce = b""
-    half: Port = 0
-    round_trip: Milliseconds = 0
-
-
-class JoinReply(Message, frozen=True):
-    """Both halves are there; ``peer`` is where the other one is seen, if they are to punch.
-
-    ``nonce`` is the other side's, ``wait`` how many milliseconds to wait before connecting,
-    ``round_trip`` how many a way there and back takes at most.
-    """
-
-    peer: Endpoint | None = None
-    nonce: Nonce = b""
-    wait: Milliseconds = 0
-    round_trip: Milliseconds = 0
-
-
-class ConnectReply(Message, frozen=True):
-    """A rendezvous: its name, the secret both sides prove, and the paths, best first.
-
-    ``there`` is the same for all listeners of one network, and tells nothing else about it.
-    ``early`` is what the reply to JOIN is expected to say, to be believed until that comes.
-    """
-
-    rendezvous: Short
-    secret: Secret
-    paths: Paths
-    there: Annotated[bytes, Meta(max_length=8)] = b""
-    early: JoinReply | None = None
-
-
-class Call(Message, frozen=True):
-    """Broker to the listener's agent: somebody wants to connect to ``listener``.
-
-    ``peer`` is the connector's address as the broker saw it, with the port that it wished
-    to be known by. With ``commit`` the listener
-    hands over the one connection on which the connector says GO; without it (an ordinary
-    connector) the joined half is handed over at once.
-
-    ``challenge`` is the connector's nonce. ``early`` is what the reply to JOIN is expected to
-    say, if that is said on the waiting connection whose nonce is ``half``.
-    """
-
-    listener: Id
-    nonce: Short
-    rendezvous: Short
-    secret: Secret
-    peer: Endpoint
-    commit: bool
-    paths: Paths
-    challenge: Nonce = b""
-    early: JoinReply | None = None
-    half: Nonce = b""
-
-
-class Join(Message, frozen=True):
-    """First frame on a TCP connection to the broker: this is a relayed half.
-
-    With a ``nonce`` the side wants to punch from ``port``, from which this half left.
-    ``independent`` says that it is known to be seen under one address by everybody.
-    """
-
-    rendezvous: Short
-    listening: bool
-    proof: Proof
-    nonce: Nonce = b""
-    port: Port = 0
-    independent: bool = False
-
-
-class Park(Message, frozen=True):
-    """First frame on a TCP connection to the broker: this is to wait until it becomes a half.
-
-    JOIN follows on it when there is something to join; until then PARK is said again in time.
-    ``listener`` is any that the client has registered there; ``nonce`` names this connection,
-    and from ``port``, which it left from, its client can punch. ``independent`` is as in Join.
-    """
-
-    client: Id
-    listener: Id
-    nonce: Nonce = b""
-    port: Port = 0
-    independent: bool = False
-
-
-class ParkReply(Message, frozen=True):
-    """``patience`` is how many seconds the connection is kept without another PARK."""
-
-    patience: Lifetime
-
-
-class Punch(Message, frozen=True):
-    """First frame of both sides on a punched connection: proof over the nonces of both."""
-
-    proof: Proof
-
-
-class Open(Message, frozen=True):
-    """First frame on a TCP connection between two agents.
-
-    ``nonce`` is the dialler's own for this connection; ``proof`` is of the rendezvous' secret
-    over it.
-    """
-
-    rendezvous: Short
-    listening: bool
-    proof: Proof
-    nonce: Secret
-
-
-class OpenReply(Message, frozen=True):
-    """The acceptor's proof over the dialler's nonce and its own."""
-
-    proof: Proof
-    nonce: Secret
-
-
-class Confirm(Message, frozen=True):
-    """The dialler's proof over both nonces: its OPEN is not a recorded one."""
-
-    proof: Proof
-
-
-class Go(Message, frozen=True):
-    """The connector chose this connection; the program's bytes follow directly."""
-
-    rendezvous: Short
-
-
-class Flow(Message, frozen=True):
-    """From a program's own UDP port to the relay port: relay that listener's datagrams here.
-
-    Said again in time, it keeps the way through NATs open (TURN's Refresh and ChannelBind).
-    """
-
-    client: Id
-    cookie: Short
-    listener: Id
-
-
-class FlowReply(Message, frozen=True):
-    """``observed`` is where datagrams are relayed to now, for ``lifetime`` seconds."""
-
-    epoch: Short
-    cookie: Short
-    observed: Endpoint
-    lifetime: Lifetime
-
-
-class Session(Message, frozen=True):
-    """First frame of a command session with dpfd."""
-
-    client: Id
-
-
-class SessionReply(Message, frozen=True):
-    """``epoch`` changes when dpfd lost its state; ``public`` are the gateway's public hosts."""
-
-    epoch: Short
-    public: Annotated[list[Annotated[str, Meta(max_length=45)]], Meta(max_length=64)]
-
-
-class Forward(Message, frozen=True):
-    """Ask for the mapping [A:B > X:Y]; ``inside`` is X:Y, ``wished`` is A:B.
-
-    ``wished`` may be None, or have the host 0.0.0.0 and/or port 0 for any. ``management``
-    is where the client's management socket for this mapping listens, ``nonce`` its key.
-    ``lifetime`` in seconds.
-    """
-
-    client: Id
-    listener: Id
-    protocol: Protocol
-    inside: Endpoint
-    wished: Endpoint | None
-    management: Endpoint
-    nonce: Secret
-    lifetime: Wished
-
-
-class ForwardReply(Message, frozen=True):
-    """The public address A:B and how many seconds it lives without RENEW."""
-
-    public: Endpoint
-    lifetime: Lifetime
-
-
-class Unforward(Message, frozen=True):
-    """Remove the mapping of a listener."""
-
-    client: Id
-    listener: Id
-
-
-class Renew(Message, frozen=True):
-    """Keep these mappings: DPF's REFRESH."""
-
-    client: Id
-    listeners: Annotated[list[Id], Meta(max_length=64)]
-
-
-class RenewReply(Message, frozen=True):
-    """``lost`` are listeners that dpfd knows nothing of."""
-
-    epoch: Short
-    lifetime: Lifetime
-    lost: Annotated[list[Id], Meta(max_length=64)]
-
-
-class Query(Message, frozen=True):
-    """Which inside address does the public address ``public`` stand for?"""
-
-    public: Endpoint
-    protocol: Protocol
-
-
-class QueryReply(Message, frozen=True):
-    """The neighbour's X:Y."""
-
-    inside: Endpoint
-
-
-class Prove(Message, frozen=True):
-    """dpfd to a management socket: are you still the client that I think you are?"""
-
-    challenge: Secret
-
-
-class ProveReply(Message, frozen=True):
-    """HMAC of the challenge under the nonce that the client gave in FORWARD."""
-
-    proof: Proof
-
-
-class Probe(Message, frozen=True):
-    """Agent to broker: dial back to ``port`` of the host that this comes from.
-
-    A first packet only, no connection: what the listener's own kernel makes of it tells
-    the agent whether the port is reached from outside. For UDP it is a datagram that holds
-    ``magic`` and nothing else.
-    """
-
-    client: Id
-    cookie: Short
-    protocol: Protocol
-    port: Annotated[int, Meta(ge=1, le=65535)]
-    magic: Nonce = b""
-
-
-class ProbeReply(Message, frozen=True):
-    """``source`` is where the packet comes from, ``target`` where it was sent to."""
-
-    source: Endpoint
-    target: Endpoint
-
-
-class Ask(Message, frozen=True):
-    """Program to a host that it is about to connect to: are you a broker with a proxy there?"""
-
-    protocol: Protocol
-    port: Annotated[int, Meta(ge=1, le=65535)]
-
-
-class Card(Message, frozen=True):
-    """How a UDP port is met by another one without the relay.
-
-    ``peer`` is the port's proxy address, by which the other knows it. ``secret`` is what the
-    other proves to have been given, ``magic`` what control datagrams to the port begin with,
-    ``tag`` what stands before data that the other sends. ``places`` are where the port may be
-    reached, ``knows`` says which card of the other's is known here already. ``translated``
-    tells whether the port is seen elsewhere than where it is bound.
-    """
-
-    peer: Endpoint
-    secret: Secret
-    magic: Short
-    tag: Short
-    places: Endpoints
-    network: Network = ""
-    knows: Nonce = b""
-    translated: bool = True
-
-
-class Introduce(Message, frozen=True):
-    """Agent to broker: give my ``card`` to who has the UDP proxy address ``target``."""
-
-    client: Id
-    cookie: Short
-    target: Endpoint
-    card: Card
-
-
-class Meet(Message, frozen=True):
-    """Broker to the agent of ``listener``: somebody whom it speaks with gives his card.
-
-    ``nonce`` is the one of REGISTER, which proves that the caller is the broker.
-    """
-
-    listener: Id
-    nonce: Short
-    card: Card
-
-
-class Way(Message, frozen=True):
-    """From one UDP port to another: is this a way to you, and are you who I think you are?
-
-    ``peer`` is the sender's proxy address, ``proof`` that both cards are known to it. With
-    ``over`` the sender uses no way to the other any more.
-    """
-
-    peer: Endpoint
-    challenge: Secret
-    proof: Proof
-    over: bool = False
-
-
-class WayReply(Message, frozen=True):
-    """The other's proof, over the challenge."""
-
-    proof: Proof
 
 
 REQUESTS: dict[Command, type[Message]] = {
