@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import _socket
 import errno
-import operator
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +25,15 @@ from ..wire.datagrams import (
     DIRECT_SIZE,
     MOST_PAYLOAD,
 )
+from .buffers import (
+    MOST_INT,
+    gather,
+    numbers_of,
+    readable_views,
+    scatter,
+    writable_view,
+    writable_views,
+)
 from .flow import FORMS, Flow
 from .raw import LAYER, Raw
 
@@ -39,7 +46,6 @@ _sendto = _base.sendto
 # As plain numbers: arithmetic with enumerations takes longer than the kernel does.
 _PEEK, _TRUNC = int(socket.MSG_PEEK), int(socket.MSG_TRUNC)
 _ERRQUEUE = int(socket.MSG_ERRQUEUE)
-_MOST_INT = 2**31
 _NO_WAY = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EPERM, errno.EACCES, errno.EINVAL)
 """What says that a place cannot be sent to from here, but the relay perhaps can."""
 NO_WAYS = b"-"
@@ -76,18 +82,18 @@ class Datagram(Raw):
 
     def recv(self, *args: Any) -> bytes:
         """As recv of a plain socket; the header is taken off."""
-        if len(args) == 1 and type(args[0]) is int and 0 < args[0] < _MOST_INT:
+        if len(args) == 1 and type(args[0]) is int and 0 < args[0] < MOST_INT:
             return self._next(args[0])[0]
-        asked = _numbers(args, 2)
+        asked = numbers_of(args, 2)
         if asked is None or asked[0] == 0 or asked[1] & _ERRQUEUE:
             return super().recv(*args)  # what is wrong is for CPython to say
         return self._whole(asked[0], asked[1], 0)[0]
 
     def recvfrom(self, *args: Any) -> tuple[bytes, Any]:
         """As recvfrom of a plain socket; the address is the peer's."""
-        if len(args) == 1 and type(args[0]) is int and 0 < args[0] < _MOST_INT:
+        if len(args) == 1 and type(args[0]) is int and 0 < args[0] < MOST_INT:
             return self._next(args[0])
-        asked = _numbers(args, 2)
+        asked = numbers_of(args, 2)
         if asked is None or asked[1] & _ERRQUEUE:
             return super().recvfrom(*args)
         data, got = self._whole(asked[0], asked[1], 0)
@@ -95,7 +101,7 @@ class Datagram(Raw):
 
     def recvmsg(self, *args: Any) -> tuple[bytes, Any, int, Any]:
         """As recvmsg of a plain socket."""
-        asked = _numbers(args, 3)
+        asked = numbers_of(args, 3)
         if asked is None or asked[2] & _ERRQUEUE:
             return super().recvmsg(*args)
         data, got = self._whole(asked[0], asked[2] & ~_TRUNC, asked[1])
@@ -103,16 +109,16 @@ class Datagram(Raw):
 
     def recv_into(self, *args: Any) -> int:
         """As recv_into of a plain socket."""
-        asked = _numbers((0, *args[1:]), 3)
-        view = _writable(args[0], asked[1]) if args and asked else None
+        asked = numbers_of((0, *args[1:]), 3)
+        view = writable_view(args[0], asked[1]) if args and asked else None
         if not view or asked is None or asked[2] & _ERRQUEUE:
             return super().recv_into(*args)
         return self._into([view], asked[2], 0)[0]
 
     def recvfrom_into(self, *args: Any) -> tuple[int, Any]:
         """As recvfrom_into of a plain socket."""
-        asked = _numbers((0, *args[1:]), 3)
-        view = _writable(args[0], asked[1]) if args and asked else None
+        asked = numbers_of((0, *args[1:]), 3)
+        view = writable_view(args[0], asked[1]) if args and asked else None
         if view is None or asked is None or asked[2] & _ERRQUEUE:
             return super().recvfrom_into(*args)
         size, got = self._into([view], asked[2], 0)
@@ -120,11 +126,11 @@ class Datagram(Raw):
 
     def recvmsg_into(self, *args: Any) -> tuple[int, Any, int, Any]:
         """As recvmsg_into of a plain socket."""
-        asked = _numbers((0, *args[1:]), 3)
+        asked = numbers_of((0, *args[1:]), 3)
         if asked is not None and args and isinstance(args[0], Iterator):
             # An iterator gives its buffers once, and gevent would hand it over again.
             _base.recvfrom(self, 0, _PEEK)
-        views, args = _views(args)
+        views, args = writable_views(args)
         if views is None or asked is None or asked[2] & _ERRQUEUE:
             return super().recvmsg_into(*args)
         size, got = self._into(views, asked[2], asked[1])
@@ -173,9 +179,9 @@ class Datagram(Raw):
             vectors = [bytearray(self._state.head), *views, room]
             got = self._receive(vectors, flags, ancillary)
             if got.joined is not None:
-                _scatter(got.joined, views)
+                scatter(got.joined, views)
             elif got.offset != len(vectors[0]):
-                _scatter(_gather(vectors, got.size)[got.offset :], views)
+                scatter(gather(vectors, got.size)[got.offset :], views)
         finally:
             _keep(room)
         size, space = got.size - got.offset, sum(map(len, views))
@@ -201,7 +207,7 @@ class Datagram(Raw):
         head = vectors[0]
         if source != flow.relay and not self._is_new_relay(flow, source, head, size):
             if size >= DIRECT_SIZE and head[0] == DIRECT_4 and not flow.form.v6:
-                peer = flow.heard_directly(_gather(vectors, DIRECT_SIZE))
+                peer = flow.heard_directly(gather(vectors, DIRECT_SIZE))
                 if peer is not None:
                     return Got(size, DIRECT_SIZE, None, extra, told, peer)
             flow.heard_plainly(source)
@@ -213,7 +219,7 @@ class Datagram(Raw):
             except RemoteProtocolError:
                 return None
             return Got(size, before, None, extra, told, peer)
-        return self._unusual(_gather(vectors, size), extra, told, flags)
+        return self._unusual(gather(vectors, size), extra, told, flags)
 
     def _unusual(self, data: bytes, extra: Any, told: int, flags: int) -> Got | None:
         """Take what the relay says that is no whole datagram."""
@@ -235,7 +241,7 @@ class Datagram(Raw):
     def send(self, data: Any, flags: Any = 0) -> int:
         """As send of a plain socket."""
         header = self._state.peer_header
-        payload = _readable([data])[0] if header is not None else None
+        payload = readable_views([data])[0] if header is not None else None
         if header is None or payload is None or not isinstance(flags, int):
             return super().send(data, flags)
         return self._send(header, payload, (), flags, None)
@@ -250,7 +256,7 @@ class Datagram(Raw):
             return super().sendto(*args)
         data, flags = args[0], args[1] if len(args) == 3 else 0
         address, header = self._route(args[-1])
-        payload = _readable([data])[0] if header else None
+        payload = readable_views([data])[0] if header else None
         if payload is None or not isinstance(flags, int):
             return super().sendto(data, *args[1:-1], address)
         return self._send(header, payload, (), flags, address)
@@ -282,7 +288,7 @@ class Datagram(Raw):
             address, header = self._route(address)
         if not header or not isinstance(flags, int):
             return super().sendmsg(buffers, ancdata, flags, address)
-        payload, buffers = _readable(buffers)
+        payload, buffers = readable_views(buffers)
         if payload is None:
             return super().sendmsg(buffers, ancdata, flags, address)
         return self._send(header, payload, ancdata, flags, address)
@@ -477,71 +483,6 @@ def _looked_up(sock: Datagram, address: Any) -> Any:
     found = gevent.socket.getaddrinfo(address[0], None, socket.AF_INET6, socket.SOCK_DGRAM)
     host, _, *rest = found[0][4]
     return (host, *address[1:]) if not any(rest) else (host, address[1], *rest)
-
-
-def _numbers(args: tuple[Any, ...], most: int) -> list[int] | None:
-    """Return three numbers for at most ``most`` arguments; None if CPython would not take them."""
-    if len(args) == 1 and type(args[0]) is int and 0 <= args[0] <= sys.maxsize:
-        return [args[0], 0, 0]
-    if not 1 <= len(args) <= most:
-        return None
-    try:
-        numbers = [operator.index(arg) for arg in args]
-    except TypeError:
-        return None
-    if not 0 <= numbers[0] <= sys.maxsize:
-        return None
-    if not all(-_MOST_INT <= number < _MOST_INT for number in numbers[1:]):
-        return None
-    return numbers + [0] * (3 - len(numbers))
-
-
-def _writable(buffer: Any, size: int) -> memoryview | None:
-    """Return the part of a buffer that is to be filled; None if CPython would not fill it."""
-    views = _views(([buffer],))[0]
-    if views is None or not 0 <= size <= len(views[0]):
-        return None
-    return views[0][:size] if size else views[0]
-
-
-def _views(args: tuple[Any, ...]) -> tuple[list[memoryview] | None, tuple[Any, ...]]:
-    """Return views of the first argument's buffers, None if CPython would not fill them.
-
-    And the arguments with a list in the place of an iterator, which could not be read again.
-    """
-    try:
-        args = (list(args[0]), *args[1:])
-        views = [memoryview(buffer).cast("B") for buffer in args[0]]
-    except (IndexError, TypeError, BufferError):
-        return None, args
-    return (None if any(view.readonly for view in views) else views), args
-
-
-def _readable(buffers: Any) -> tuple[list[memoryview] | None, Any]:
-    """Return views of buffers that are to be sent, and a list in the place of an iterator."""
-    try:
-        buffers = list(buffers)
-        return [memoryview(buffer) for buffer in buffers], buffers
-    except (TypeError, BufferError):
-        return None, buffers
-
-
-def _gather(vectors: Sequence[Any], size: int) -> bytes:
-    """Return the first ``size`` octets of what lies in several buffers."""
-    pieces = []
-    for vector in vectors:
-        pieces.append(memoryview(vector)[:size])
-        size -= len(pieces[-1])
-    return b"".join(pieces)
-
-
-def _scatter(data: bytes, views: list[memoryview]) -> None:
-    """Lay data into several buffers, as much as goes in."""
-    at = 0
-    for view in views:
-        piece = data[at : at + len(view)]
-        view[: len(piece)] = piece
-        at += len(piece)
 
 
 def _keep(room: bytearray) -> None:
