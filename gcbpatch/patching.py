@@ -152,8 +152,8 @@ def _on_top_of(base: Any, cls: type) -> type:
 
 def _configure(settings: ClientConfig) -> None:
     """Give the layer its agent, and children the same settings and the same agent."""
+    from .sockets.layer import LAYER
     from .sockets.link import Link
-    from .sockets.raw import LAYER
 
     _keep_logger()
     _log_to(os.environ.get(FILE_VARIABLE, ""), settings.log)

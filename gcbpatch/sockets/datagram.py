@@ -35,7 +35,8 @@ from .buffers import (
     writable_views,
 )
 from .flow import FORMS, Flow
-from .raw import LAYER, Raw
+from .layer import LAYER
+from .raw import Raw
 
 _base = _socket.socket
 _recvfrom = _base.recvfrom

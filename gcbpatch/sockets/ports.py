@@ -22,8 +22,9 @@ from .datagram import Datagram
 from .demux import Label
 from .flow import Flow
 from .later import AgentGone, door
+from .layer import LAYER, wants_identity
 from .link import Link
-from .raw import LAYER, Raw, wants_identity
+from .raw import Raw
 from .table import Names, cookie_of
 from .target import family_of
 from .ways import WayPage

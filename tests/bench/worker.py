@@ -89,7 +89,7 @@ def serve(host: str) -> int:
 
 def door_name() -> str:
     """The door of this program's tree, whether or not there is an agent behind it."""
-    from gcbpatch.sockets.raw import LAYER
+    from gcbpatch.sockets.layer import LAYER
 
     assert LAYER.link is not None, "the layer is not configured"
     return LAYER.link.name

@@ -168,7 +168,7 @@ def test_who_leaves_before_the_answer_leaves_no_queue_with_the_agent(tmp_path: P
     listener = socket.socket()
     listener.bind(("", 0))
     port = _socket.socket.getsockname(listener._sock)[1]
-    from gcbpatch.sockets.raw import LAYER
+    from gcbpatch.sockets.layer import LAYER
     print(LAYER.link.name, port, flush=True)
     listener.listen()
     print("listening", flush=True)

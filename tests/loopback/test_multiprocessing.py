@@ -116,7 +116,7 @@ def test_a_child_has_its_parents_gevent_flags_and_settings(tmp_path: Path, metho
         """
         import multiprocessing, os, queue, socket
         def look(conn):
-            from gcbpatch.sockets.raw import LAYER
+            from gcbpatch.sockets.layer import LAYER
             conn.send((queue.SimpleQueue.__module__, LAYER.link.config.brokers[0][1],
                        LAYER.link.config.token, LAYER.link.name))
         if __name__ == "__main__":
@@ -127,7 +127,7 @@ def test_a_child_has_its_parents_gevent_flags_and_settings(tmp_path: Path, metho
                     del os.environ[name]  # the environment is the program's own business
             child = context.Process(target=look, args=(there,))
             child.start()
-            from gcbpatch.sockets.raw import LAYER
+            from gcbpatch.sockets.layer import LAYER
             assert here.recv() == ("_queue", 1, "a-token-of-mine", LAYER.link.name)
             child.join()
             print("good")

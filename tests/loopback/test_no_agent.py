@@ -139,7 +139,7 @@ NAMED = """
     except OSError:
         pass
     from gcbpatch.agent import door
-    from gcbpatch.sockets.raw import LAYER
+    from gcbpatch.sockets.layer import LAYER
     try:
         door.connect(LAYER.link.name).close()
     except ConnectionRefusedError:

@@ -147,7 +147,7 @@ def test_patching_again_changes_nothing(tmp_path: Path) -> None:
         import gcbpatch
         gcbpatch.patch_all(broker="127.0.0.1:1")
         import gevent, os, socket, sys
-        from gcbpatch.sockets.raw import LAYER
+        from gcbpatch.sockets.layer import LAYER
         before = LAYER.link, dict(os.environ), list(sys.meta_path), socket.socket, os.close
         gcbpatch.patch_all(broker="127.0.0.1:1")
         gcbpatch.patch_all()

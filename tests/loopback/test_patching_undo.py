@@ -187,7 +187,7 @@ def test_a_loop_that_was_left_watches_nothing_of_ours(
         gcbpatch.patch_all()
         import socket
         listener = socket.create_server(("", 0))
-        from gcbpatch.sockets.raw import LAYER
+        from gcbpatch.sockets.layer import LAYER
         watchers = LAYER.link._watcher, LAYER.link._fork_watcher
         assert all(watcher.active for watcher in watchers)
         gcbpatch.unpatch_all()

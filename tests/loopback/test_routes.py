@@ -237,12 +237,12 @@ def test_children_go_to_the_same_agent_though_the_table_has_changed(
         """
         import gcbpatch; gcbpatch.patch_all()
         import os, subprocess, sys
-        from gcbpatch.sockets.raw import LAYER
+        from gcbpatch.sockets.layer import LAYER
         with open(os.environ["ROUTES"], "w") as file:
             file.write("127.0.0.0/8 dpf")
         child = (
             "import gcbpatch; gcbpatch.patch_all();"
-            "from gcbpatch.sockets.raw import LAYER;"
+            "from gcbpatch.sockets.layer import LAYER;"
             "print(LAYER.link.name, LAYER.link.config.routes.way('127.0.0.1').value)"
         )
         done = subprocess.run([sys.executable, "-c", child], stdout=subprocess.PIPE, check=True)
