@@ -24,8 +24,8 @@ class Excuse:
     """Ids that may be worse in a mode, and why. ``test`` is a pattern for the whole id.
 
     With ``sometimes`` the excuse may also find nothing to excuse: what it is for depends on
-    the machine, as the reason has to say. ``since`` is the Python, as [3, 13], that has the id
-    first: where there are micro versions with and without it, the later minor one.
+    the machine, as the reason has to say. ``since`` is the Python, as [3, 13] or [3, 11, 7], that
+    has the id first.
     """
 
     test: str
@@ -52,7 +52,7 @@ class Complaint:
 
 
 def read_excuses(
-    tables: Mapping[str, object], python: tuple[int, ...] = sys.version_info[:2]
+    tables: Mapping[str, object], python: tuple[int, ...] = sys.version_info[:3]
 ) -> list[Excuse]:
     """Return a TOML file's excuses for ``python``; raises ValueError for one without a reason."""
     found = [Excuse(**table) for table in _list_of(tables, "excuse")]
