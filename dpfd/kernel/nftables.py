@@ -168,8 +168,13 @@ class Nftables:
         wanted = [_element(rule) for rule in adds]
         if not wanted:
             return
-        found = self._dump(ruleset.PORTS) if len(wanted) > _READ_BACK else self._found(wanted)
-        if missing := set(wanted).difference(found):
+        missing = set(wanted)
+        if len(missing) > _READ_BACK:
+            missing.difference_update(self._dump(ruleset.PORTS))
+        # A dump passes over some of them while the kernel makes the map's table larger.
+        for some in _pieces(sorted(missing), _READ_BACK):
+            missing.difference_update(self._found(some))
+        if missing:
             raise KernelError(f"nftables: {min(missing)} was set, and is not there")
 
     def _found(self, wanted: list[Element]) -> list[Element]:

@@ -177,3 +177,19 @@ def test_no_packet_passes_many_rules(gateway: Gateway, name: str) -> None:
     assert sum(lengths.values()) == 600
     assert max(lengths.values()) == 256
     assert len(re.findall("^-A DPFD ", found, re.M)) == len(lengths) == 3
+
+
+def set_many_at_once(name: str) -> None:
+    """Inside a gateway: all are found again, though nftables is just making room for them."""
+    publics = [(host, port) for host in HOSTS for port in range(10000, 10601)]
+    rules = {Rule(TCP, public, ("10.1.0.2", 80)) for public in publics}
+    for _ in range(20 if name == "nftables" else 2):
+        kernel = back_end(name, LAYOUT)
+        kernel.read()
+        kernel.apply(rules, set())
+        print(len(rules.difference(kernel.read().rules)))
+        kernel.flush()
+
+
+def test_many_that_are_set_at_once_are_all_found(gateway: Gateway, name: str) -> None:
+    assert set(inside(gateway, "set_many_at_once", name).split()) == {"0"}
