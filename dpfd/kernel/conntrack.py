@@ -56,33 +56,49 @@ class Conntrack:
     def __init__(self) -> None:
         """Raises KernelError if there is no netlink."""
         self._netlink = Netlink()
+        self._at_once = Netlink()
+        """Another, since the thread may be using the first."""
         self._due: list[Rule] = []
+        self._ending: dict[Address, Rule] = {}
+        """Removed mappings whose flows may be there still, by their public addresses."""
         self._sweeper: gevent.Greenlet | None = None
         self._begun = False
 
     def begin(self) -> None:
         """From now on there may be a thread, which does what is due."""
         self._begun = True
-        self.note([])
+        self.note([], [])
 
     def close(self) -> None:
         """Do what is still due, and close the socket."""
         if self._sweeper is not None:
             self._sweeper.join()
         self._netlink.close()
+        self._at_once.close()
 
-    def note(self, rules: Collection[Rule]) -> None:
-        """Have flows of these mappings ended as soon as may be, beside everything else."""
-        self._due += [rule for rule in rules if rule.protocol == UDP]
+    def note(self, adds: Collection[Rule], removes: Collection[Rule]) -> None:
+        """Have flows of these mappings ended as soon as may be, beside everything else.
+
+        Who gets an address that was another's a moment ago has it without that one's flows
+        when this returns, as its answer must not come before.
+        """
+        given = {rule.public for rule in adds if rule.protocol == UDP}
+        again = [rule for rule in (*self._ending.values(), *removes) if rule.public in given]
+        if again:
+            self.forget(again, self._at_once)
+        self._due += [rule for rule in (*adds, *removes) if rule.protocol == UDP]
+        self._ending |= {rule.public: rule for rule in removes if rule.protocol == UDP}
         if self._begun and self._due and not self._sweeper:
             self._sweeper = gevent.spawn(self._sweep)
 
     def _sweep(self) -> None:
         while self._due:
             due, self._due = self._due, []
-            gevent.get_hub().threadpool.apply(self.forget, (due,))
+            ending = dict(self._ending)
+            gevent.get_hub().threadpool.apply(self.forget, (due, self._netlink))
+            self._ending = {k: v for k, v in self._ending.items() if ending.get(k) is not v}
 
-    def forget(self, rules: Collection[Rule]) -> None:
+    def forget(self, rules: Collection[Rule], netlink: Netlink) -> None:
         """End all flows to the public and from the inside addresses of these UDP mappings.
 
         A gateway without conntrack's netlink is told so in the log; nothing else fails by it.
@@ -92,31 +108,34 @@ class Conntrack:
             return
         publics, insides = {rule.public for rule in udp}, {rule.inside for rule in udp}
         try:
-            found = self._flows(udp)
-            self._end(f for f in found if f.destination in publics or f.source in insides)
+            found = _flows(netlink, udp)
+            _end(netlink, (f for f in found if f.destination in publics or f.source in insides))
         except KernelError as error:
             log.warning("old flows of UDP mappings may go astray for a while: %s", error)
 
-    def _flows(self, rules: list[Rule]) -> list[_Flow]:
-        if len(rules) > _ONE_BY_ONE:
-            return self._dump(_filter(b"", b"", _UDP_ALONE))
-        found = []
-        for rule in rules:
-            found += self._dump(_wanted(_DESTINATION, _DESTINATION_PORT, rule.public, _TO))
-            found += self._dump(_wanted(_SOURCE, _SOURCE_PORT, rule.inside, _FROM))
-        return found
 
-    def _dump(self, wanted: bytes) -> list[_Flow]:
-        bodies = self._netlink.dump(Request(_GET, 0, _IPV4, wanted, "reading conntrack"))
-        return [flow for flow in map(_flow, bodies) if flow is not None]
+def _flows(netlink: Netlink, rules: list[Rule]) -> list[_Flow]:
+    if len(rules) > _ONE_BY_ONE:
+        return _dump(netlink, _filter(b"", b"", _UDP_ALONE))
+    found = []
+    for rule in rules:
+        found += _dump(netlink, _wanted(_DESTINATION, _DESTINATION_PORT, rule.public, _TO))
+        found += _dump(netlink, _wanted(_SOURCE, _SOURCE_PORT, rule.inside, _FROM))
+    return found
 
-    def _end(self, flows: Iterable[_Flow]) -> None:
-        for name in {flow.name for flow in flows}:
-            try:
-                self._netlink.ask(Request(_DELETE, ACK, _IPV4, name, "ending a flow"))
-            except NetlinkError as error:
-                if not error.is_only(errno.ENOENT):  # it has ended meanwhile
-                    raise
+
+def _dump(netlink: Netlink, wanted: bytes) -> list[_Flow]:
+    bodies = netlink.dump(Request(_GET, 0, _IPV4, wanted, "reading conntrack"))
+    return [flow for flow in map(_flow, bodies) if flow is not None]
+
+
+def _end(netlink: Netlink, flows: Iterable[_Flow]) -> None:
+    for name in {flow.name for flow in flows}:
+        try:
+            netlink.ask(Request(_DELETE, ACK, _IPV4, name, "ending a flow"))
+        except NetlinkError as error:
+            if not error.is_only(errno.ENOENT):  # it has ended meanwhile
+                raise
 
 
 def _wanted(which: int, which_port: int, address: Address, flags: int) -> bytes:

@@ -72,7 +72,7 @@ class Firewall:
         """Set and remove rules, all or none. Raises KernelError."""
         check(adds)
         self.back_end.apply(adds, removes)
-        self._conntrack.note([*adds, *removes])
+        self._conntrack.note(adds, removes)
 
     def hold(self, rules: Collection[Rule]) -> None:
         """Keep rules for one more lease. Raises KernelError."""

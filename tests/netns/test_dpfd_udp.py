@@ -129,6 +129,23 @@ def test_a_removed_mappings_peers_do_not_reach_the_next_ones_owner_by_old_flows(
             pass
 
 
+def test_the_first_datagram_after_the_answer_is_the_next_owners(
+    gateway: Gateway, pub: Host
+) -> None:
+    hosts, sender = (gateway.host("a"), gateway.host("b")), udp(pub)
+    owner = Listener(hosts[0], gateway)
+    owner.hears(sender)
+    public = owner.public
+    for turn in range(1, 11):
+        owner.talk.unforward(owner.id)
+        owner = Listener(hosts[turn % 2], gateway)
+        owner.talk.unforward(owner.id)
+        assert owner.forward(wished=public) == public
+        sender.sendto(b"%d" % turn, public)
+        owner.socket.settimeout(HANG_LIMIT)
+        assert owner.socket.recvfrom(100)[0] == b"%d" % turn
+
+
 def test_flows_of_before_the_mapping_are_led_to_it(gateway: Gateway, pub: Host) -> None:
     """Where the gateway itself takes such datagrams its conntrack knows them from then on."""
     taker, sender = udp(gateway, 20000), udp(pub)
