@@ -39,7 +39,7 @@ def mend(hub_module: ModuleType, journal: Journal) -> None:
     """Have every fork leave the other threads' greenlets behind; where gevent makes threads."""
     from gevent import monkey
 
-    if not monkey.is_object_patched("threading", "_start_new_thread"):
+    if not monkey.is_object_patched("_thread", "start_new_thread"):
         return
     journal.set(_Hook, "on", True)
     if not _Hook.registered:
