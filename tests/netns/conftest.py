@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.netns.lab import Lab, LabError, why_not
+from tests.netns.gateway_ground import BACK_ENDS, BackEnd
+from tests.netns.lab import Host, Lab, LabError, why_not
 
 
 def _say(config: pytest.Config, line: str) -> None:
@@ -62,3 +63,16 @@ def any_lab(request: pytest.FixtureRequest, no_user_namespace_because: str | Non
         pytest.skip(no_user_namespace_because)
     with Lab(rootless=rootless or None) as lab:
         yield lab
+
+
+@pytest.fixture
+def pub(lab: Lab) -> Host:
+    """An ordinary host in public."""
+    return lab.host("pub")
+
+
+@pytest.fixture(params=BACK_ENDS, ids=lambda back_end: back_end.name)
+def back_end(request: pytest.FixtureRequest) -> BackEnd:
+    """Each of dpfd's back ends."""
+    chosen: BackEnd = request.param
+    return chosen

@@ -12,7 +12,7 @@ from gcbpatch.addresses import Address
 from gcbpatch.errors import RefusedError
 from tests.loopback.gateway_client import random_id
 from tests.netns.gateway_extra import require
-from tests.netns.gateway_ground import BACK_ENDS, INSIDE, BackEnd, Client, start
+from tests.netns.gateway_ground import INSIDE, BackEnd, Client, start
 from tests.netns.gateway_traffic import carries, echoes, everything, flush, iptables
 from tests.netns.lab import Gateway, Host, Lab, Program
 from tests.netns.talk import dial, listen, outcome
@@ -24,17 +24,6 @@ Start = Callable[..., Program]
 def gateway_extra() -> None:
     """Half of this needs python-iptables."""
     require()
-
-
-@pytest.fixture(params=BACK_ENDS, ids=lambda back_end: back_end.name)
-def back_end(request: pytest.FixtureRequest) -> BackEnd:
-    chosen: BackEnd = request.param
-    return chosen
-
-
-@pytest.fixture
-def pub(lab: Lab) -> Host:
-    return lab.host("pub")
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ def mirror(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pub(lab: Lab) -> Host:
-    return lab.host("pub")
-
-
-@pytest.fixture
 def gateway(lab: Lab) -> Gateway:
     return lab.gateway("ga", inside=INSIDE, unsolicited="drop")
 

@@ -11,7 +11,7 @@ from gcbpatch.addresses import GATEWAY_PORT, Address
 from gcbpatch.wire.messages import UDP
 from tests.loopback.gateway_client import random_id
 from tests.netns.gateway_extra import require
-from tests.netns.gateway_ground import BACK_ENDS, INSIDE, BackEnd, Client, start
+from tests.netns.gateway_ground import INSIDE, BackEnd, Client, start
 from tests.netns.lab import Gateway, Host, Lab, Node
 from tests.netns.lab.program import HANG_LIMIT
 from tests.netns.talk import SILENCE, udp
@@ -21,17 +21,6 @@ from tests.netns.talk import SILENCE, udp
 def gateway_extra() -> None:
     """Half of this needs python-iptables."""
     require()
-
-
-@pytest.fixture(params=BACK_ENDS, ids=lambda back_end: back_end.name)
-def back_end(request: pytest.FixtureRequest) -> BackEnd:
-    chosen: BackEnd = request.param
-    return chosen
-
-
-@pytest.fixture
-def pub(lab: Lab) -> Host:
-    return lab.host("pub")
 
 
 @pytest.fixture
